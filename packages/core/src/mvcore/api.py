@@ -1,0 +1,106 @@
+"""Every name that a plugin may import.
+
+Importing this module is cheap: names that need torch are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mvcore.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    MvcoreError,
+    PluginError,
+    WeightsError,
+)
+from mvcore.hookspecs import hookimpl
+from mvcore.specs import (
+    MVCORE_API,
+    CheckResult,
+    CheckSpec,
+    CommandSpec,
+    DatasetSpec,
+    EncoderSpec,
+    EvaluatorSpec,
+    LossSpec,
+    Problem,
+    RecipeSpec,
+    Section,
+    TrainerSpec,
+)
+
+if TYPE_CHECKING:
+    from mvcore.build import build
+    from mvcore.config_base import Options
+    from mvcore.evaluation.results import EvalResult, Figure, Table
+    from mvcore.lora import apply_lora, merge_lora
+    from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
+    from mvcore.types import Cameras, Features, ViewBatch, concatenate
+
+_LAZY = {
+    "build": "mvcore.build",
+    "Options": "mvcore.config_base",
+    "EvalResult": "mvcore.evaluation.results",
+    "Figure": "mvcore.evaluation.results",
+    "Table": "mvcore.evaluation.results",
+    "apply_lora": "mvcore.lora",
+    "merge_lora": "mvcore.lora",
+    "Adapter": "mvcore.parts",
+    "Backbone": "mvcore.parts",
+    "IndexedDataset": "mvcore.parts",
+    "RunHandle": "mvcore.parts",
+    "StreamDataset": "mvcore.parts",
+    "Cameras": "mvcore.types",
+    "Features": "mvcore.types",
+    "ViewBatch": "mvcore.types",
+    "concatenate": "mvcore.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mvcore.api' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+__all__ = [
+    "MVCORE_API",
+    "Adapter",
+    "Backbone",
+    "Cameras",
+    "CheckResult",
+    "CheckSpec",
+    "CommandSpec",
+    "ConfigError",
+    "DataError",
+    "DatasetSpec",
+    "DeviceError",
+    "EncoderSpec",
+    "EvalResult",
+    "EvaluatorSpec",
+    "Features",
+    "Figure",
+    "IndexedDataset",
+    "LossSpec",
+    "MvcoreError",
+    "Options",
+    "PluginError",
+    "Problem",
+    "RecipeSpec",
+    "RunHandle",
+    "Section",
+    "StreamDataset",
+    "Table",
+    "TrainerSpec",
+    "ViewBatch",
+    "WeightsError",
+    "apply_lora",
+    "build",
+    "concatenate",
+    "hookimpl",
+    "merge_lora",
+]

@@ -1,0 +1,29 @@
+"""What a user can get wrong, as exceptions: each carries one clear line, and the command line turns it into exit code 2."""
+
+
+class MvcoreError(Exception):
+    """A fault that the user can mend. The text names the thing, where it stands and what to do, in one line."""
+
+
+class ConfigError(MvcoreError):
+    """The run's configuration is wrong: an unknown key, a value of the wrong kind, an impossible combination."""
+
+
+class DataError(MvcoreError):
+    """A store or another input file is missing, empty, damaged or lacks what the run needs."""
+
+
+class PluginError(MvcoreError):
+    """A plugin or an id is unknown, absent, broken or does not keep its part of the contract."""
+
+
+class WeightsError(MvcoreError):
+    """Weights cannot be found, read, or do not fit the model."""
+
+
+class DeviceError(MvcoreError):
+    """The device asked for is not there or is out of memory."""
+
+
+class NonFiniteLossError(MvcoreError):
+    """A loss term became NaN or infinite; the run stopped and kept its last good checkpoint."""

@@ -1,0 +1,247 @@
+"""What the parts of a run must be able to do: the contracts that `mvcore.api.build` checks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mvcore.types import Features, ViewBatch
+
+
+class Backbone(nn.Module, ABC):
+    """Features from images, texts or embeddings: an unmodified library model behind one interface.
+
+    Attributes:
+        dims: width of each feature that it can give, as `{"view": 512, "text": 512}`.
+        provides: the features that it can give.
+        image_size: side in pixels of the square images that it wants, or None where any size will do.
+        library: whose model it is: `open_clip`, `timm`, ...; `mvcore export --to` names the same.
+    """
+
+    dims: Mapping[str, int]
+    provides: frozenset[str]
+    image_size: int | None
+    library: str
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The library's own module."""
+
+    @abstractmethod
+    def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
+        """The features `keys` of a batch on the model's device; images come as uint8 and are normalised here."""
+
+    @abstractmethod
+    def set_trainable(self, mode: str) -> None:
+        """`none`, `all` or `last:N` (the last N blocks of the vision tower and what follows them).
+
+        Raises:
+            ConfigError: another mode, or more blocks than there are.
+        """
+
+    def add_branch(self, key: str, first_block: int, run: Callable[..., Tensor]) -> None:
+        """Adds a feature `key` by another way through the vision blocks from `first_block` on, the prefix shared.
+
+        Raises:
+            ConfigError: this model's blocks cannot be branched.
+        """
+        from mvcore.errors import ConfigError
+
+        raise ConfigError(f"{type(self).__name__}: no feature {key!r} can be branched off this model's vision tower")
+
+    def weight_name(self, parameter: nn.Parameter) -> str:
+        """The library's own name of one of the model's weights, whatever is parametrized over it."""
+        for name, candidate in self.model.named_parameters():
+            if candidate is parameter:
+                return library_key(name)
+        raise KeyError("the parameter is not one of this model's")
+
+
+def library_key(name: str) -> str:
+    """A parameter's name without what torch's parametrization put into it: `a.parametrizations.w.original` is `a.w`."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
+
+
+class Adapter(nn.Module):
+    """Changes a backbone in place (`attach`), its features (`forward`), or both.
+
+    The checkpoint holds what `trained_state` gives, under `adapters/<name>/`.
+    """
+
+    def attach(self, backbone: Backbone) -> None:
+        """Called once before any `forward`, in the order of the adapters; makes what depends on `backbone.dims`."""
+
+    def forward(self, features: Features, batch: ViewBatch) -> dict[str, Tensor]:
+        """Exactly the features that the adapter provides."""
+        raise NotImplementedError(f"{type(self).__name__} provides no feature")
+
+    def set_strength(self, strength: float) -> None:
+        """Scales what was learnt: 0 gives the untouched model, 1 the trained one.
+
+        Raises:
+            ConfigError: the adapter cannot be scaled.
+        """
+        from mvcore.errors import ConfigError
+
+        raise ConfigError(f"{type(self).__name__} cannot be scaled; load the model with strength 1")
+
+    def merge(self) -> bool:
+        """Folds the adapter into the library's own weights; False where it cannot and is exported beside them."""
+        return False
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What training changes, by stable names."""
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+
+    def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restores `trained_state`, strictly.
+
+        Raises:
+            WeightsError: a missing or unexpected key, or a wrong shape.
+        """
+        copy_strictly(state, {n: p for n, p in self.named_parameters() if p.requires_grad}, type(self).__name__)
+
+
+def copy_strictly(state: Mapping[str, Tensor], into: Mapping[str, Tensor], owner: str) -> None:
+    """Copies tensors by name, all or none.
+
+    Raises:
+        WeightsError: a missing or unexpected key, or a wrong shape.
+    """
+    from mvcore.errors import WeightsError
+
+    missing, unexpected = sorted(into.keys() - state.keys()), sorted(state.keys() - into.keys())
+    wrong = [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(into[k].shape)}"
+        for k in into
+        if k in state and state[k].shape != into[k].shape
+    ]
+    if missing or unexpected or wrong:
+        parts = [
+            f"{what} {', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''}"
+            for what, keys in (("missing", missing), ("unexpected", unexpected), ("shape of", wrong))
+            if keys
+        ]
+        raise WeightsError(f"weights do not fit {owner}: {'; '.join(parts)}")
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(state[name])
+
+
+@runtime_checkable
+class IndexedDataset(Protocol):
+    """Objects with views, by index. Core draws, collates, shards and seeds.
+
+    Attributes:
+        provides: the batch fields that its batches hold.
+        image_size: side of its square images in pixels.
+        store_key: names the store behind it; datasets with equal keys share object and view ids.
+        n_store_objects, n_store_views: how many ids that store has.
+    """
+
+    provides: frozenset[str]
+    image_size: int
+    store_key: str
+    n_store_objects: int
+    n_store_views: int
+
+    def __len__(self) -> int: ...
+
+    def views_of(self, i: int) -> Sequence[int]:
+        """The store's ids of object `i`'s views that this dataset may give."""
+        ...
+
+    def load(self, i: int, views: Sequence[int], rng: np.random.Generator | None) -> ViewBatch:
+        """One object's batch with the given views (store ids, in that order).
+
+        `rng` drives the training transforms; None means the evaluation transforms, which draw nothing. `object_ids` and
+        `view_ids` are the store's own.
+        """
+        ...
+
+    def object_name(self, i: int) -> str:
+        """The object's name in its store."""
+        ...
+
+    def category(self, i: int) -> str | None:
+        """The object's category word."""
+        ...
+
+
+@runtime_checkable
+class StreamDataset(Protocol):
+    """One-object batches in an order of its own; it splits itself by rank and worker and can be resumed."""
+
+    provides: frozenset[str]
+    image_size: int
+
+    def __iter__(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One pass over a source: features of each view by key, with evaluation transforms, on the CPU in float32.
+
+    Args:
+        features: (N, D) by key, views of an object adjacent.
+        object_of_view: (N,) int64, index into `object_ids`.
+        object_ids: (O,) int64, global in the run's store.
+        view_ids: (N,) int64, global in the run's store.
+    """
+
+    features: Mapping[str, Tensor]
+    object_of_view: Tensor
+    object_ids: Tensor
+    view_ids: Tensor
+
+
+class RunHandle(Protocol):
+    """What a trainer may ask of its run (given to its `bind(run)` before training starts).
+
+    Attributes:
+        seed: the run's seed.
+        output: the run's folder.
+        sources: the opened sources by name.
+        n_object_ids, n_view_ids: how many global ids the run's stores have together.
+    """
+
+    seed: int
+    output: Path
+    sources: Mapping[str, IndexedDataset]
+    n_object_ids: int
+    n_view_ids: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def sources_of(self, trainer: object) -> tuple[str, ...]:
+        """The names of the sources that the trainer works on."""
+        ...
+
+    def embed(self, source: str, keys: frozenset[str]) -> Embedded:
+        """One pass over each view of a source in eval mode without gradient; modes and random states are restored."""
+        ...
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Adds to the metrics of the current step."""
+        ...
+
+
+class PublishedState(Protocol):
+    """The part of a trainer that losses read."""
+
+    def state(self, batch: ViewBatch) -> dict[str, Tensor]:
+        """Published tensors aligned with the batch's objects or views, by name without `state:`; no device sync."""
+        ...

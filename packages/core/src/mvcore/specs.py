@@ -1,0 +1,236 @@
+"""What a plugin registers: one frozen dataclass per kind of part, with nothing heavy behind it.
+
+A spec names its parts as `"package.module:Name"` strings, so that listing plugins imports neither torch nor lightning;
+`mvcore.api.build` resolves them when a run needs them. The id of a part is `<plugin>.<name>`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeAlias
+
+MVCORE_API = 1
+"""The plugin interface that this version speaks; a plugin module declares the one it was written for."""
+
+Axis: TypeAlias = Literal["view", "object", "caption", "none"]
+"""What a row of a feature or of a published state stands for."""
+
+Keys: TypeAlias = "frozenset[str] | Iterable[str]"
+
+CORE_AXES: Mapping[str, Axis] = MappingProxyType(
+    {
+        "view": "view",
+        "object": "object",
+        "text": "caption",
+        "dense": "view",
+        "logit_scale": "none",
+        "logit_bias": "none",
+    }
+)
+"""The features that core defines, and what their rows stand for."""
+
+BATCH_FIELDS = frozenset({"images", "captions", "cameras", "depth", "masks", "object_ids", "view_ids", "embeddings"})
+"""Fields of a ViewBatch that a part may need; the batch's layout is open to all."""
+
+STATE = "state:"
+"""Prefix of the keys that trainers publish, as in `state:ovt.anchors`."""
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(?:[_-][a-z0-9]+)*")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def _checked_keys(owner: str, what: str, keys: Keys) -> frozenset[str]:
+    if isinstance(keys, str):
+        raise ValueError(f"{owner}: {what} must be a set of keys, not the string {keys!r}; write {{{keys!r}}}")
+    return frozenset(keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every registered part has.
+
+    Args:
+        name: lower-case name, unique among the plugin's parts of this kind (`a-z`, digits, `_`, `-`).
+        summary: one line for `mvcore plugins show`.
+        factory: `"package.module:Name"` of the class or function that makes the part, or the class itself.
+        config: `"package.module:Name"` of the pydantic model of its options, or the model itself; none = no options.
+        citation: the paper or source, if any.
+        licence: SPDX id where it differs from the plugin's own.
+
+    Raises:
+        ValueError: a name, summary or reference of the wrong form.
+    """
+
+    part: ClassVar[str] = "part"
+
+    name: str
+    summary: str
+    factory: Any = ""
+    config: Any = None
+    citation: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        owner = f"{type(self).__name__} {self.name!r}"
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{owner}: a name is lower-case letters, digits, '_' and '-', starting with a letter")
+        if not self.summary or "\n" in self.summary:
+            raise ValueError(f"{owner}: summary must be one line")
+        for what, reference in (("factory", self.factory), ("config", self.config)):
+            if isinstance(reference, str) and reference and not _REFERENCE.fullmatch(reference):
+                raise ValueError(f"{owner}: {what} must look like 'package.module:Name', not {reference!r}")
+        if not self.factory and type(self).part != "recipe":
+            raise ValueError(f"{owner}: factory is missing")
+        for what in ("needs", "provides"):
+            keys = getattr(self, what, None)
+            if keys is not None and not isinstance(keys, Mapping):
+                object.__setattr__(self, what, _checked_keys(owner, what, keys))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec(Spec):
+    """A backbone (features from images, texts or embeddings) or an adapter (changes a backbone or its features).
+
+    Needs or provides that depend on the options are methods `needs()` and `provides()` of the config model, which then
+    win over the fields here.
+
+    Args:
+        kind: `backbone` or `adapter`.
+        needs: features and batch fields that an adapter's `forward` reads.
+        provides: features that it can give (backbone) or gives (adapter).
+        axes: what the rows of features other than core's stand for, as `{"mvc_heads.decoded": "view"}`.
+    """
+
+    part: ClassVar[str] = "encoder"
+
+    kind: Literal["backbone", "adapter"] = "backbone"
+    needs: Keys = frozenset()
+    provides: Keys = frozenset()
+    axes: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSpec(Spec):
+    """A training loss: an `nn.Module` with `forward(features, batch)`.
+
+    Args:
+        needs: features, batch fields and `state:` keys that it reads; another read is an error.
+        sampling: how its sources must draw views; `any` accepts all.
+        scope: `batch` sees the rows of all chunks and ranks; `object` is evaluated chunk by chunk and returns
+            `{"loss": sum, "count": n}`.
+    """
+
+    part: ClassVar[str] = "loss"
+
+    needs: Keys = frozenset()
+    sampling: Literal["any", "objects", "views", "pairs"] = "any"
+    scope: Literal["batch", "object"] = "batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """A source of views: indexed (`len`, `views_of`, `load`) or a stream; the opened one says what it provides."""
+
+    part: ClassVar[str] = "dataset"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec(Spec):
+    """A Lightning callback that may publish state for losses.
+
+    Args:
+        needs: features and batch fields that it embeds or observes.
+        provides: published state and what its rows stand for, as `{"state:ovt.anchors": "object"}`.
+        indexed: it needs a source with ids, so a stream is refused.
+        replaces_step: it defines `step(run, batches)`; at most one such trainer may be in a run.
+    """
+
+    part: ClassVar[str] = "trainer"
+
+    needs: Keys = frozenset()
+    provides: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
+    indexed: bool = False
+    replaces_step: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatorSpec(Spec):
+    """A measurement: called with `(model, sources, output)`, returns an `EvalResult`."""
+
+    part: ClassVar[str] = "evaluator"
+
+    needs: Keys = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(Spec):
+    """A named YAML run configuration inside the package.
+
+    Args:
+        path: `"package:folder/name.yaml"`.
+        default: the recipe that `--plugin NAME` takes when the user brings data or an encoder.
+    """
+
+    part: ClassVar[str] = "recipe"
+
+    path: str = ""
+    default: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[\w./-]+\.yaml", self.path) or ".." in self.path:
+            raise ValueError(f"RecipeSpec {self.name!r}: path must look like 'package:recipes/name.yaml'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSpec(Spec):
+    """A command of the `mvcore` program; `factory` names a `typer.Typer` app or a plain function of typed options."""
+
+    part: ClassVar[str] = "command"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSpec(Spec):
+    """A check of `mvcore doctor`; `factory` names a function without arguments that returns `CheckResult`s."""
+
+    part: ClassVar[str] = "check"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of `mvcore doctor`: `ok`, `warning` or `failed`, what was found, and what to do about it."""
+
+    status: Literal["ok", "warning", "failed"]
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a plugin's `mvcore_check_run` found wrong in a run before any weight was loaded; an error stops the run."""
+
+    text: str
+    severity: Literal["error", "warning"] = "error"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a run's report: a title and Markdown text."""
+
+    title: str
+    markdown: str
+
+
+SPEC_TYPES: tuple[type[Spec], ...] = (
+    EncoderSpec,
+    LossSpec,
+    DatasetSpec,
+    TrainerSpec,
+    EvaluatorSpec,
+    RecipeSpec,
+    CommandSpec,
+    CheckSpec,
+)
