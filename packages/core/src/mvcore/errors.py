@@ -1,4 +1,4 @@
-"""What a user can get wrong, as exceptions: each carries one clear line, and the command line turns it into exit code 2."""
+"""What a user can get wrong, as exceptions of one clear line; the command line turns them into exit code 2."""
 
 
 class MvcoreError(Exception):

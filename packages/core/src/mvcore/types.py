@@ -232,7 +232,8 @@ class Features(_NamedMapping):
     """What encoder and adapters computed for a batch: a read-only mapping with the features that were asked for.
 
     `view` (N, D), `object` (B, D), `text` (T, D), `dense` (N, C, h, w), `logit_scale` () and `logit_bias` () are
-    core's; plugins add keys `plugin.name`. The scale is a logarithm, as open_clip stores it. Core never normalises a vector.
+    core's; plugins add keys `plugin.name`. The scale is a logarithm, as open_clip stores it. Core never normalises a
+    vector.
 
     Args:
         values: tensors by key.

@@ -1,0 +1,227 @@
+"""A backbone with its adapters: what training steps through, what evaluation measures and what `mvcore.load` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torchvision.transforms import v2
+
+from mvcore.errors import ConfigError, PluginError
+from mvcore.parts import Backbone
+from mvcore.specs import BATCH_FIELDS, STATE, Axis
+from mvcore.types import Features, ViewBatch
+
+
+@dataclass(frozen=True)
+class Link:
+    """One adapter in the chain: its name in the run, its module, and the features that it reads and gives."""
+
+    name: str
+    module: nn.Module
+    needs: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+    axes: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Its needs that are features, not fields of the batch."""
+        return features_in(self.needs)
+
+
+def features_in(needs: Iterable[str]) -> frozenset[str]:
+    """Those of the needed keys that are features: neither batch fields nor published state."""
+    return frozenset(key for key in needs if key not in BATCH_FIELDS and not key.startswith(STATE))
+
+
+def walk_back(links: Sequence[Link], wanted: frozenset[str]) -> tuple[list[Link], frozenset[str]]:
+    """The adapters that are needed for `wanted`, in order, and what is then asked of the backbone.
+
+    An adapter that gives nothing anybody wants is skipped; one that replaces a key also reads the one before it.
+    """
+    open_keys, active = set(wanted), list[Link]()
+    for link in reversed(links):
+        if link.provides & open_keys:
+            open_keys -= link.provides
+            open_keys |= link.reads
+            active.append(link)
+    return active[::-1], frozenset(open_keys)
+
+
+class Pipeline(nn.Module):
+    """A backbone and an ordered chain of adapters, already attached."""
+
+    def __init__(self, backbone: Backbone, links: Sequence[Link]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.links = tuple(links)
+        self.adapters = nn.ModuleList(link.module for link in links)
+        self.axes: dict[str, Axis] = {key: axis for link in links for key, axis in link.axes.items()}
+        self._chains: dict[frozenset[str], tuple[list[Link], frozenset[str]]] = {}
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return self.backbone.provides.union(*(link.provides for link in self.links))
+
+    def forward(self, batch: ViewBatch, keys: frozenset[str]) -> Features:
+        """The features `keys` of a batch on the model's device, each computed once.
+
+        Raises:
+            PluginError: a feature that neither backbone nor adapters give, or an adapter that breaks its word.
+        """
+        if keys not in self._chains:
+            self._chains[keys] = walk_back(self.links, keys)
+        active, asked = self._chains[keys]
+        unknown = asked - self.backbone.provides
+        if unknown:
+            raise PluginError(f"no part of this model gives the feature {', '.join(sorted(map(repr, unknown)))}")
+        with parametrize.cached():
+            values = self.backbone.encode(batch, asked)
+            for link in active:
+                given = link.module(
+                    Features(values, self._owner(link), self.axes).restricted(link.needs, self._owner(link)),
+                    batch.restricted(link.needs, self._owner(link)),
+                )
+                if given.keys() != link.provides:
+                    raise PluginError(
+                        f"{self._owner(link)} gave {sorted(given)} where its spec provides {sorted(link.provides)}"
+                    )
+                values = {**values, **given}
+        return Features({key: values[key] for key in keys}, axes=self.axes)
+
+    @staticmethod
+    def _owner(link: Link) -> str:
+        return f"adapter {link.name}"
+
+    def owned_parameters(self) -> dict[int, str]:
+        """The adapters' parameters, by identity, with the name of the adapter that owns each."""
+        return {id(p): link.name for link in self.links for p in link.module.parameters()}
+
+    def backbone_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The backbone's own parameters under the library's names; an adapter's low-rank factors are not among them."""
+        from mvcore.parts import library_key
+
+        owned = self.owned_parameters()
+        for name, parameter in self.backbone.model.named_parameters():
+            if id(parameter) not in owned:
+                yield library_key(name), parameter
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient inside; every submodule's own mode is restored afterwards."""
+    modes = {id(child): child.training for child in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for child in module.modules():
+            child.training = modes.get(id(child), child.training)
+
+
+class Model:
+    """A trained or plain model for use: images, texts and views in, vectors out.
+
+    Runs in eval mode without gradient on the model's device, in float32, deterministically; the global random state is
+    not touched. Vectors are not normalised.
+    """
+
+    def __init__(self, pipeline: Pipeline, name: str = "model", views_per_batch: int = 256) -> None:
+        self.pipeline = pipeline
+        self.name = name
+        self.views_per_batch = views_per_batch
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.pipeline.backbone
+
+    @property
+    def adapters(self) -> dict[str, nn.Module]:
+        return {link.name: link.module for link in self.pipeline.links}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.pipeline.parameters()).device
+
+    def to(self, device: torch.device | str) -> Model:
+        """Moves the model in place."""
+        self.pipeline.to(device)
+        return self
+
+    def features(self, batch: ViewBatch, keys: frozenset[str]) -> Features:
+        """Features of a batch, which may be on any device."""
+        with evaluating(self.pipeline):
+            return self.pipeline(batch.to(self.device, non_blocking=True), keys)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """(T, D) vectors of T texts."""
+        if isinstance(texts, str):
+            texts = [texts]
+        # A text needs no view; one object without captions' images keeps the batch's layout valid.
+        batch = ViewBatch.make(
+            [1],
+            captions=tuple(texts),
+            caption_object=torch.zeros(len(texts), dtype=torch.int64),
+            caption_view=torch.full((len(texts),), -1),
+        )
+        return self.features(batch, frozenset({"text"})).text
+
+    def encode_images(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
+        """(N, D) vectors of N images, each (H, W, 3) uint8 of any size."""
+        prepared = self._prepare(images)
+        chunks = [
+            self.features(ViewBatch.make([1] * len(chunk), images=chunk), frozenset({"view"})).view
+            for chunk in prepared.split(self.views_per_batch)
+        ]
+        return torch.cat(chunks)
+
+    def encode_views(self, objects: Sequence[np.ndarray | Tensor]) -> Tensor:
+        """(B, D) vectors of B objects, each given as (F, H, W, 3) uint8 views.
+
+        The model's `object` feature where it has one, else the mean of the unit vectors of the object's views.
+        """
+        counts = [len(views) for views in objects]
+        prepared = torch.cat([self._prepare(views) for views in objects])
+        if "object" in self.pipeline.provides:
+            batch = ViewBatch.make(counts, images=prepared)
+            return self.features(batch, frozenset({"object"})).object
+        views = nn.functional.normalize(self.encode_images_prepared(prepared), dim=-1)
+        owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(views.device)
+        sums = torch.zeros(len(counts), views.shape[1], device=views.device).index_add_(0, owner, views)
+        return sums / torch.tensor(counts, device=views.device)[:, None]
+
+    def encode_images_prepared(self, images: Tensor) -> Tensor:
+        """(N, D) vectors of (N, 3, S, S) uint8 images of the model's own size."""
+        chunks = images.split(self.views_per_batch)
+        return torch.cat(
+            [self.features(ViewBatch.make([1] * len(c), images=c), frozenset({"view"})).view for c in chunks]
+        )
+
+    def dense(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
+        """(N, C, h, w) patch features of N images, each (H, W, 3) uint8 of any size."""
+        chunks = self._prepare(images).split(self.views_per_batch)
+        key = frozenset({"dense"})
+        return torch.cat([self.features(ViewBatch.make([1] * len(c), images=c), key).dense for c in chunks])
+
+    def _prepare(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
+        """(N, 3, S, S) uint8: the shorter side resized to the model's size (bicubic, antialiased), the centre cropped."""
+        size = self.backbone.image_size
+        prepared: list[Tensor] = []
+        for image in images:
+            pixels = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
+            if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                raise ConfigError(f"an image must be (H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
+            pixels = pixels.permute(2, 0, 1)
+            if size is not None and pixels.shape[1:] != (size, size):
+                pixels = v2.functional.resize(pixels, [size], v2.InterpolationMode.BICUBIC, antialias=True)
+                pixels = v2.functional.center_crop(pixels, [size, size])
+            prepared.append(pixels)
+        if not prepared:
+            raise ConfigError("no image given")
+        return torch.stack(prepared)

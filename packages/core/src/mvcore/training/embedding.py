@@ -1,0 +1,69 @@
+"""One pass over every view of a dataset with the evaluation transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mvcore.errors import DataError
+from mvcore.parts import Embedded, IndexedDataset
+from mvcore.types import Features, ViewBatch, concatenate
+
+FeaturesOf = Callable[[ViewBatch, frozenset[str]], Features]
+
+
+def evaluation_batches(
+    dataset: IndexedDataset, *, views_per_batch: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[list[int], ViewBatch]]:
+    """Batches of whole objects in the dataset's order, about `views_per_batch` views each, with the objects' indices.
+
+    With several ranks each takes every `world_size`-th batch.
+
+    Raises:
+        DataError: the dataset has no object.
+    """
+    if len(dataset) == 0:
+        raise DataError("the dataset has no object to embed")
+    groups: list[list[int]] = [[]]
+    views = 0
+    for i in range(len(dataset)):
+        count = len(dataset.views_of(i))
+        if groups[-1] and views + count > views_per_batch:
+            groups.append([])
+            views = 0
+        groups[-1].append(i)
+        views += count
+    for group in groups[rank::world_size]:
+        yield group, concatenate([dataset.load(i, dataset.views_of(i), None) for i in group])
+
+
+def embed_dataset(
+    features_of: FeaturesOf, dataset: IndexedDataset, keys: frozenset[str], *, views_per_batch: int = 256
+) -> Embedded:
+    """Features of each view of each object (row axis `view` only), on the CPU in float32.
+
+    `features_of` is called on batches on the host; it moves them to its device and decides about modes and gradients.
+
+    Raises:
+        DataError: the dataset has no object.
+    """
+    rows: dict[str, list[Tensor]] = {key: [] for key in keys}
+    counts: list[Tensor] = []
+    objects: list[Tensor] = []
+    views: list[Tensor] = []
+    for _, batch in evaluation_batches(dataset, views_per_batch=views_per_batch):
+        features = features_of(batch, keys)
+        for key in keys:
+            rows[key].append(features[key].float().cpu())
+        counts.append(batch.view_counts)
+        objects.append(batch.object_ids)
+        views.append(batch.view_ids)
+    view_counts = torch.cat(counts)
+    return Embedded(
+        features={key: torch.cat(parts) for key, parts in rows.items()},
+        object_of_view=torch.repeat_interleave(torch.arange(len(view_counts)), view_counts),
+        object_ids=torch.cat(objects),
+        view_ids=torch.cat(views),
+    )
