@@ -5,28 +5,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import sys
-import traceback
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pluggy
-
-from mvcore import hookspecs
-from mvcore.discovery import ENV_PLUGINS, PLUGIN_NAME, RESERVED, Candidate, Status, bad_name, discover
+from mvcore.discovery import ENV_PLUGINS, PLUGIN_NAME, RESERVED, Candidate, bad_name, discover
 from mvcore.errors import PluginError
-from mvcore.hookspecs import REGISTRATION_HOOKS
-from mvcore.specs import MVCORE_API, SPEC_TYPES, Problem, RecipeSpec, Section, Spec
+from mvcore.plugin_records import (
+    ANSWERS,
+    SPEC_OF_PART,
+    Answer,
+    PluginRecord,
+    Registered,
+    examine,
+    kind_of,
+    name_of,
+    new_manager,
+)
+from mvcore.specs import RecipeSpec
 from mvcore.suggest import did_you_mean, listed
 
 ENV_STRICT = "MVCORE_STRICT_PLUGINS"
-SUPPORTED_API = frozenset({MVCORE_API})
+
+__all__ = ["Answer", "PluginRecord", "Registered", "Registry", "load_plugins", "register", "reset", "warn_about_broken"]
 
 KNOWN_PACKAGES = {
     "data": "mvcore-data",
@@ -36,181 +40,6 @@ KNOWN_PACKAGES = {
     "mvc_heads": "mvcore-mvc-heads",
 }
 """Our own plugins by name and the distribution to install where one is absent."""
-
-BUILTIN_COMMANDS: Mapping[str, str] = {
-    "train": "Tunes a model with one or more methods.",
-    "eval": "Measures runs, exported models and library models.",
-    "export": "Writes a run's model for a plain library.",
-    "plugins": "Lists the installed plugins and shows their parts.",
-    "recipes": "Lists the recipes that plugins bring and shows them.",
-    "doctor": "Checks versions, devices, disk space and plugins.",
-}
-"""Commands of the program itself and their summaries; a plugin may not take one of these names."""
-
-_SPEC_OF_PART: Mapping[str, type[Spec]] = {spec.part: spec for spec in SPEC_TYPES}
-_ANSWERS: Mapping[str, type] = {"mvcore_check_run": Problem, "mvcore_report_sections": Section}
-_LOOK = "see 'mvcore plugins list -v'"
-
-
-@dataclass(frozen=True)
-class PluginRecord:
-    """One row of `mvcore plugins list`.
-
-    Args:
-        name: the plugin's name, which begins its ids.
-        status: `ok`, `broken`, `conflict`, `incompatible` or `disabled`.
-        reason: why it is not ok, in one line; empty where it is.
-        source: the module or file that it is.
-        distribution, version: who brings it; empty for a module or file named by the user.
-        error: the exception in one line, where one was raised.
-        traceback: its traceback.
-        specs: what it registers.
-    """
-
-    name: str
-    status: Status
-    source: str
-    distribution: str = ""
-    version: str = ""
-    reason: str = ""
-    error: str = ""
-    traceback: str = ""
-    specs: tuple[Spec, ...] = ()
-
-    @property
-    def provider(self) -> str:
-        """Distribution and version, or the module or file."""
-        return f"{self.distribution} {self.version}".strip() or self.source
-
-    @property
-    def unusable(self) -> str:
-        """The line that says why it cannot be used and where to look."""
-        return f"plugin {self.name!r} ({self.provider}) is {self.status}: {self.reason}; {_LOOK}"
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A spec and the plugin that it belongs to."""
-
-    plugin: str
-    spec: Any
-
-    @property
-    def id(self) -> str:
-        return f"{self.plugin}.{self.spec.name}"
-
-    @property
-    def part(self) -> str:
-        """`encoder`, `loss`, `dataset`, `trainer`, `evaluator`, `recipe`, `command` or `check`."""
-        return self.spec.part
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one plugin gave to a hook: its items, or the error that it raised."""
-
-    plugin: str
-    items: tuple[Any, ...] = ()
-    error: PluginError | None = None
-
-
-class _Refused(Exception):
-    """A plugin that does not keep its part of the contract, with the status that this means."""
-
-    def __init__(self, reason: str, status: Status = "broken") -> None:
-        super().__init__(reason)
-        self.status: Status = status
-
-
-def _new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("mvcore")
-    manager.add_hookspecs(hookspecs)
-    return manager
-
-
-def examine(candidate: Candidate) -> tuple[PluginRecord, Any]:
-    """Imports a plugin and validates it in a manager of its own, so that its faults stay its own.
-
-    Returns:
-        The record, and the plugin itself where its status is `ok`, else None.
-    """
-    record = PluginRecord(
-        candidate.name, "ok", candidate.source, distribution=candidate.distribution, version=candidate.version
-    )
-    if candidate.verdict is not None:
-        status, reason = candidate.verdict
-        return replace(record, status=status, reason=reason), None
-    try:
-        # What a plugin prints while it is imported must not get into the output of `--json`.
-        with contextlib.redirect_stdout(sys.stderr):
-            plugin = candidate.load()
-            specs = _validated_specs(candidate.name, plugin)
-    except _Refused as exc:
-        return replace(record, status=exc.status, reason=str(exc), traceback=traceback.format_exc()), None
-    except (Exception, SystemExit) as exc:
-        error = f"{type(exc).__name__}: {exc}".strip().replace("\n", " ")
-        return replace(record, status="broken", reason=error, error=error, traceback=traceback.format_exc()), None
-    return replace(record, specs=specs), plugin
-
-
-def _validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:
-    api = getattr(plugin, "MVCORE_API", None)
-    if type(api) is not int:
-        raise _Refused(f"{_name_of(plugin)} must say which plugin interface it was written for: MVCORE_API = 1")
-    if api not in SUPPORTED_API:
-        speaks = ", ".join(str(number) for number in sorted(SUPPORTED_API))
-        raise _Refused(f"written for plugin interface {api}, this mvcore speaks {speaks}", "incompatible")
-    manager = _new_manager()
-    manager.register(plugin, name)
-    manager.check_pending()
-    for hook in (*REGISTRATION_HOOKS, *_ANSWERS):
-        function = getattr(plugin, hook, None)
-        if callable(function) and not hasattr(function, "mvcore_impl"):
-            raise _Refused(f"{hook} is not marked with @hookimpl, so it would never be called")
-    specs: list[Spec] = []
-    for hook, part in REGISTRATION_HOOKS.items():
-        specs += _specs_of_hook(manager, hook, part)
-    _check_together(name, specs)
-    return tuple(specs)
-
-
-def _specs_of_hook(manager: pluggy.PluginManager, hook: str, part: str) -> list[Spec]:
-    caller = getattr(manager.hook, hook)
-    if not caller.get_hookimpls():
-        return []
-    wanted = _SPEC_OF_PART[part]
-    results = caller()
-    if len(results) != 1:  # pluggy leaves None out
-        raise _Refused(f"{hook} returns None; return a list of {wanted.__name__}")
-    if isinstance(results[0], (Spec, str, bytes, Mapping)) or not isinstance(results[0], Iterable):
-        raise _Refused(f"{hook} returns {_kind_of(results[0])}, not a list of {wanted.__name__}")
-    specs: list[Spec] = []
-    for item in results[0]:
-        if not isinstance(item, wanted):
-            raise _Refused(f"{hook} gives {_kind_of(item)} where {wanted.__name__} belongs")
-        if any(spec.name == item.name for spec in specs):
-            raise _Refused(f"{hook} gives the name {item.name!r} twice")
-        specs.append(item)
-    return specs
-
-
-def _check_together(name: str, specs: Iterable[Spec]) -> None:
-    defaults = [spec.name for spec in specs if isinstance(spec, RecipeSpec) and spec.default]
-    if len(defaults) > 1:
-        raise _Refused(f"more than one recipe is the default: {', '.join(defaults)}")
-    for spec in specs:
-        if spec.part == "command" and spec.name in BUILTIN_COMMANDS:
-            raise _Refused(f"the command {spec.name!r} is mvcore's own; give the plugin's another name")
-        if spec.part == "command" and spec.name in RESERVED and spec.name != name:
-            raise _Refused(f"the command {spec.name!r} is reserved for the plugin {spec.name!r}")
-
-
-def _name_of(plugin: Any) -> str:
-    return getattr(plugin, "__name__", None) or type(plugin).__name__
-
-
-def _kind_of(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 class Registry:
@@ -222,7 +51,7 @@ class Registry:
 
     def __init__(self, candidates: Iterable[Candidate] = ()) -> None:
         self._records: list[PluginRecord] = []
-        self._manager = _new_manager()
+        self._manager = new_manager()
         for candidate in candidates:
             self._admit(*examine(candidate))
 
@@ -254,7 +83,7 @@ class Registry:
 
     def all_specs(self, part_id: str) -> list[Registered]:
         """The parts with that id, of every kind."""
-        return [found[part_id] for part in _SPEC_OF_PART if part_id in (found := self.specs(part))]
+        return [found[part_id] for part in SPEC_OF_PART if part_id in (found := self.specs(part))]
 
     def plugin(self, name: str) -> PluginRecord:
         """The record of a plugin that can be used.
@@ -332,8 +161,8 @@ class Registry:
         Raises:
             PluginError: it is not a valid plugin, or an installed plugin has that name.
         """
-        given = name or _name_of(module).removesuffix(".plugin").rpartition(".")[2].lower()
-        return self._add(Candidate(given, _name_of(module), "", "", lambda: module))
+        given = name or name_of(module).removesuffix(".plugin").rpartition(".")[2].lower()
+        return self._add(Candidate(given, name_of(module), "", "", lambda: module))
 
     def load_file(self, path_or_module: str | Path) -> PluginRecord:
         """Adds the plugin in a Python file (named by the file's stem) or an importable module.
@@ -369,7 +198,7 @@ class Registry:
         Returns:
             One answer for each named plugin that implements the hook; one that raised carries the error by name.
         """
-        wanted, answers = _ANSWERS[hook], list[Answer]()
+        wanted, answers = ANSWERS[hook], list[Answer]()
         for name in sorted(set(plugins)):
             record = self.plugin(name)
             others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
@@ -380,7 +209,7 @@ class Registry:
                 items = tuple(item for result in caller(**arguments) for item in result)
                 for item in items:
                     if not isinstance(item, wanted):
-                        raise TypeError(f"it gives {_kind_of(item)} where {wanted.__name__} belongs")
+                        raise TypeError(f"it gives {kind_of(item)} where {wanted.__name__} belongs")
             except (Exception, SystemExit) as exc:
                 text = f"plugin {name!r} ({record.provider}) failed in {hook}: {type(exc).__name__}: {exc}"
                 error = PluginError(text)
@@ -442,7 +271,7 @@ def reset() -> None:
     _loaded.cache_clear()
 
 
-def register(module: ModuleType | Any, name: str | None = None) -> PluginRecord:
+def register(module: Any, name: str | None = None) -> PluginRecord:
     """Adds a module as a plugin, as in a notebook; see `Registry.register`."""
     return load_plugins().register(module, name)
 
