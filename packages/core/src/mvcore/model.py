@@ -1,10 +1,11 @@
-"""A backbone with its adapters: what training steps through, what evaluation measures and what `mvcore.load` returns."""
+"""A backbone with its adapters: what training steps through, evaluation measures and `mvcore.load` returns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -39,12 +40,25 @@ def features_in(needs: Iterable[str]) -> frozenset[str]:
     return frozenset(key for key in needs if key not in BATCH_FIELDS and not key.startswith(STATE))
 
 
-def walk_back(links: Sequence[Link], wanted: frozenset[str]) -> tuple[list[Link], frozenset[str]]:
+class Step(Protocol):
+    """Anything that reads some features and gives others."""
+
+    @property
+    def reads(self) -> frozenset[str]: ...
+
+    @property
+    def provides(self) -> frozenset[str]: ...
+
+
+StepT = TypeVar("StepT", bound=Step)
+
+
+def walk_back(links: Sequence[StepT], wanted: frozenset[str]) -> tuple[list[StepT], frozenset[str]]:
     """The adapters that are needed for `wanted`, in order, and what is then asked of the backbone.
 
     An adapter that gives nothing anybody wants is skipped; one that replaces a key also reads the one before it.
     """
-    open_keys, active = set(wanted), list[Link]()
+    open_keys, active = set(wanted), list[StepT]()
     for link in reversed(links):
         if link.provides & open_keys:
             open_keys -= link.provides
@@ -174,12 +188,7 @@ class Model:
 
     def encode_images(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
         """(N, D) vectors of N images, each (H, W, 3) uint8 of any size."""
-        prepared = self._prepare(images)
-        chunks = [
-            self.features(ViewBatch.make([1] * len(chunk), images=chunk), frozenset({"view"})).view
-            for chunk in prepared.split(self.views_per_batch)
-        ]
-        return torch.cat(chunks)
+        return self._in_chunks(self._prepare(images), "view")
 
     def encode_views(self, objects: Sequence[np.ndarray | Tensor]) -> Tensor:
         """(B, D) vectors of B objects, each given as (F, H, W, 3) uint8 views.
@@ -191,26 +200,21 @@ class Model:
         if "object" in self.pipeline.provides:
             batch = ViewBatch.make(counts, images=prepared)
             return self.features(batch, frozenset({"object"})).object
-        views = nn.functional.normalize(self.encode_images_prepared(prepared), dim=-1)
+        views = nn.functional.normalize(self._in_chunks(prepared, "view"), dim=-1)
         owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(views.device)
         sums = torch.zeros(len(counts), views.shape[1], device=views.device).index_add_(0, owner, views)
         return sums / torch.tensor(counts, device=views.device)[:, None]
 
-    def encode_images_prepared(self, images: Tensor) -> Tensor:
-        """(N, D) vectors of (N, 3, S, S) uint8 images of the model's own size."""
-        chunks = images.split(self.views_per_batch)
-        return torch.cat(
-            [self.features(ViewBatch.make([1] * len(c), images=c), frozenset({"view"})).view for c in chunks]
-        )
-
     def dense(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
         """(N, C, h, w) patch features of N images, each (H, W, 3) uint8 of any size."""
-        chunks = self._prepare(images).split(self.views_per_batch)
-        key = frozenset({"dense"})
-        return torch.cat([self.features(ViewBatch.make([1] * len(c), images=c), key).dense for c in chunks])
+        return self._in_chunks(self._prepare(images), "dense")
+
+    def _in_chunks(self, images: Tensor, key: str) -> Tensor:
+        chunks = [ViewBatch.make([1] * len(c), images=c) for c in images.split(self.views_per_batch)]
+        return torch.cat([self.features(chunk, frozenset({key}))[key] for chunk in chunks])
 
     def _prepare(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
-        """(N, 3, S, S) uint8: the shorter side resized to the model's size (bicubic, antialiased), the centre cropped."""
+        """(N, 3, S, S) uint8: shorter side resized to the model's size (bicubic, antialiased), centre cropped."""
         size = self.backbone.image_size
         prepared: list[Tensor] = []
         for image in images:

@@ -6,6 +6,7 @@ dimension 0, the views of one object adjacent; there is no padding anywhere.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -135,6 +136,11 @@ class ViewBatch:
     @property
     def device(self) -> torch.device:
         return self.view_counts.device
+
+    @property
+    def sizes(self) -> dict[Axis, int]:
+        """How many rows each axis has."""
+        return {"view": self.n_views, "object": self.n_objects, "caption": len(self.captions)}
 
     def positives(self) -> Tensor:
         """(N, T) bool: a view's own captions, or its object's where the view has none of its own."""
@@ -327,6 +333,55 @@ def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
         n_views=views,
         **_cat_cameras(batches),
         **_cat_depth(batches),
+    )
+
+
+def split_objects(batch: ViewBatch, max_views: int) -> list[ViewBatch]:
+    """Consecutive batches of whole objects with at most `max_views` views each (one object may have more), on the host.
+
+    Raises:
+        ValueError: a batch on a device, whose counts could only be read by waiting for it.
+    """
+    if batch.device.type != "cpu":
+        raise ValueError("a batch is split on the host, before it is moved to a device")
+    counts = [int(count) for count in batch.view_counts]
+    bounds, views = [0], 0
+    for i, count in enumerate(counts):
+        if i > bounds[-1] and views + count > max_views:
+            bounds.append(i)
+            views = 0
+        views += count
+    bounds.append(len(counts))
+    return [_objects(batch, first, last) for first, last in itertools.pairwise(bounds)]
+
+
+def _objects(batch: ViewBatch, first: int, last: int) -> ViewBatch:
+    begin, end = int(batch.cu_views[first]), int(batch.cu_views[last])
+    mine = ((batch.caption_object >= first) & (batch.caption_object < last)).nonzero().flatten()
+    caption_view = batch.caption_view[mine]
+
+    def views(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[begin:end]
+
+    def aligned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value[mine] if key.endswith("/text") else value[begin:end] for key, value in values.items()}
+
+    cameras = batch.cameras
+    return ViewBatch.make(
+        batch.view_counts[first:last],
+        images=views(batch.images),
+        source=batch.source[first:last],
+        object_ids=batch.object_ids[first:last],
+        view_ids=batch.view_ids[begin:end],
+        captions=tuple(batch.captions[int(row)] for row in mine),
+        caption_object=batch.caption_object[mine] - first,
+        caption_view=torch.where(caption_view >= 0, caption_view - begin, caption_view),
+        cameras=None if cameras is None else Cameras(cameras.intrinsics[begin:end], cameras.world_to_camera[begin:end]),
+        camera_valid=views(batch.camera_valid),
+        depth=views(batch.depth),
+        masks=views(batch.masks),
+        depth_valid=views(batch.depth_valid),
+        embeddings=aligned(batch.embeddings),
     )
 
 

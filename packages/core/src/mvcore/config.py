@@ -1,0 +1,218 @@
+"""The configuration of a run: what may stand in it, and what it must look like. Imports neither torch nor lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mvcore.config_base import Options
+
+
+class Part(Options):
+    """An entry that names a registered part; keys that the section does not reserve are the part's own options."""
+
+    id: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_args(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "args" in values:
+            return values
+        reserved = {name: value for name, value in values.items() if name in cls.model_fields}
+        return {**reserved, "args": {name: value for name, value in values.items() if name not in cls.model_fields}}
+
+    def flat(self) -> dict[str, Any]:
+        """As it stands in YAML: reserved keys and the part's options side by side."""
+        values = self.model_dump(mode="json", exclude={"args"}, exclude_none=True)
+        return {**values, **self.args}
+
+
+class SourcePart(Part):
+    """A data source: every step draws one batch from each.
+
+    Args:
+        sampling: `objects` (`batch_size` counts objects, `views_per_object` a number or a range [low, high]), `views`
+            (uniform over views, `batch_size` counts views) or `pairs` (two views an object).
+        views_draw: with a range, whether the number of views is drawn for each object or once for a batch.
+    """
+
+    sampling: Literal["objects", "views", "pairs"] = "objects"
+    batch_size: int = Field(default=64, ge=1)
+    views_per_object: int | tuple[int, int] | None = None
+    views_draw: Literal["object", "batch"] = "object"
+
+    @field_validator("views_per_object")
+    @classmethod
+    def _ordered(cls, value: Any) -> Any:
+        low, high = value if isinstance(value, tuple) else (value, value)
+        if value is not None and not 1 <= low <= high:
+            raise ValueError("must be a number of at least 1, or a range [low, high] with 1 <= low <= high")
+        return value
+
+
+class LossPart(Part):
+    """A loss term: its weight in the sum and the sources whose rows it gets (default: every source that fits)."""
+
+    weight: float = 1.0
+    on: tuple[str, ...] | None = None
+
+
+class TrainerPart(Part):
+    """A trainer and the sources that it works on (default: every source that fits)."""
+
+    on: tuple[str, ...] | None = None
+
+
+class OptimizerSettings(Options):
+    """AdamW and its schedule.
+
+    Args:
+        decay: `all` parameters decay, or only `matrices` (two or more dimensions), sparing gains, biases and scales.
+        schedule: shape of the learning rate after `warmup_steps` linear steps; `cosine-epochs` steps once an epoch over
+            `schedule_epochs` epochs, as torch's CosineAnnealingLR.
+        clip_norm: largest norm of the gradient; null = unclipped.
+        groups: parameters whose checkpoint name contains `match` get their own `lr` or `weight_decay`.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=5e-5, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
+    decay: Literal["all", "matrices"] = "matrices"
+    schedule: Literal["constant", "linear", "cosine", "cosine-epochs"] = "cosine"
+    schedule_epochs: int | None = Field(default=None, ge=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    groups: tuple[ParameterGroup, ...] = ()
+
+
+class ParameterGroup(Options):
+    """Settings of its own for the parameters whose checkpoint name contains `match`."""
+
+    match: str
+    lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+
+
+class RunSettings(Options):
+    """How long, where and how a run goes.
+
+    Args:
+        micro_batch: views encoded at a time with gradient; the losses still see the whole batch (gradient cache).
+            `auto` = the whole batch at once.
+        epoch_steps: steps that count as an epoch; null = one pass of the first source.
+        checkpoint_every: steps between checkpoints; the last one is always saved.
+        log_every: steps between rows of metrics.
+        workers: processes that load data; `auto` = 0 on two cores or fewer, else up to 8.
+    """
+
+    max_steps: int = Field(default=1000, ge=1)
+    micro_batch: int | Literal["auto"] = "auto"
+    epoch_steps: int | None = Field(default=None, ge=1)
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    devices: int | Literal["auto"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    strategy: str = "auto"
+    seed: int = Field(default=0, ge=0)
+    workers: int | Literal["auto"] = "auto"
+    log_every: int = Field(default=10, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    output: str | None = None
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and value < 1:
+            raise ValueError("must be 'auto' or at least 1")
+        return value
+
+
+class ValidateSettings(Options):
+    """What is measured, on which sources, and how often while training.
+
+    Args:
+        every: steps between measurements while training; null = only before and after.
+        data: sources by name.
+        on: evaluators by id with their options.
+        best: the figure whose best checkpoint is kept, as `core.zero_shot/top1/ood`.
+    """
+
+    every: int | None = Field(default=None, ge=1)
+    data: dict[str, SourcePart] = Field(default_factory=dict)
+    on: dict[str, Part] = Field(default_factory=dict)
+    best: str | None = None
+    views_per_batch: int = Field(default=256, ge=1)
+
+
+class RunConfig(Options):
+    """A whole run, as it stands in YAML."""
+
+    plugins: tuple[str, ...] = ()
+    demo: bool = False
+    control: bool = False
+    encoder: Part
+    adapters: dict[str, Part] = Field(default_factory=dict)
+    data: dict[str, SourcePart]
+    losses: dict[str, LossPart]
+    trainers: dict[str, TrainerPart] = Field(default_factory=dict)
+    optimizer: OptimizerSettings = OptimizerSettings()
+    run: RunSettings = RunSettings()
+    validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_ids(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        values = dict(values)
+        for section in ("adapters", "losses", "trainers"):
+            values[section] = _named(values.get(section) or {})
+        measured = dict(values.get("validate") or {})
+        on = measured.get("on") or {}
+        measured["on"] = _named(dict.fromkeys(on) if isinstance(on, (list, tuple)) else on)
+        return {**values, "validate": measured}
+
+    @model_validator(mode="after")
+    def _has_work(self) -> RunConfig:
+        if not self.data:
+            raise ValueError("data: no source; name at least one")
+        if not self.losses:
+            raise ValueError("losses: no loss; name at least one")
+        return self
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values for YAML, without what is null."""
+        values = self.model_dump(
+            mode="json", by_alias=True, exclude={"encoder", "adapters", "data", "losses", "trainers"}
+        )
+        measured = values.pop("validate")
+        measured["data"] = {name: part.flat() for name, part in self.validation.data.items()}
+        measured["on"] = {name: part.flat() for name, part in self.validation.on.items()}
+        parts: dict[str, Any] = {"encoder": self.encoder.flat()}
+        for section in ("adapters", "data", "losses", "trainers"):
+            parts[section] = {name: part.flat() for name, part in getattr(self, section).items()}
+        head = {key: values.pop(key) for key in ("plugins", "demo", "control")}
+        # A part's own null is a value (`pretrained: null`); elsewhere null is the default and says nothing.
+        return {**head, **parts, **_without_none(values), "validate": _without_none(measured)}
+
+
+def _named(section: Any) -> Any:
+    """Entries whose id is their own name where none is given; an empty entry is an entry without options."""
+    if not isinstance(section, Mapping):
+        return section
+    return {
+        name: {"id": name, **(entry or {})} if isinstance(entry, Mapping) or entry is None else entry
+        for name, entry in section.items()
+    }
+
+
+def _without_none(values: Any) -> Any:
+    """The same nested mapping without its null entries."""
+    if isinstance(values, Mapping):
+        return {key: _without_none(value) for key, value in values.items() if value is not None}
+    return values

@@ -1,0 +1,254 @@
+"""Layers of configuration: YAML files and overrides, merged in order, each key with where it came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mvcore.config import RunConfig
+from mvcore.errors import ConfigError
+from mvcore.suggest import closest
+
+KeyPath = tuple[str, ...]
+
+PART_SECTIONS = ("adapters", "data", "losses", "trainers")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's YAML 1.1 with two rules of 1.2: `1e-4` is a number, and `on`, `off`, `yes`, `no` are words."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
+for _first, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
+    if _first in "yYnNoO":
+        _Loader.yaml_implicit_resolvers[_first] = [item for item in _resolvers if not item[0].endswith(":bool")]
+    # Integers must still be integers: their resolver has to be asked before the one for floats.
+    _Loader.yaml_implicit_resolvers[_first].sort(key=lambda item: item[0].endswith(":float"))
+
+
+@dataclass
+class Layers:
+    """Merged values and, for each key that was set, its source (`run.yaml:12`, `recipe ovt.demo`, `--set`)."""
+
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    sources: dict[KeyPath, str] = field(default_factory=dict[KeyPath, str])
+
+    def merge(self, values: Mapping[str, Any], sources: Mapping[KeyPath, str] | str) -> None:
+        """Lays `values` over what is there: mappings merge, all else is replaced, null removes a part below.
+
+        An entry that names another id than the one below replaces it whole, since its options are another part's.
+        """
+        self._merge(self.values, values, (), sources)
+
+    def _merge(
+        self, into: dict[str, Any], values: Mapping[str, Any], path: KeyPath, sources: Mapping[KeyPath, str] | str
+    ) -> None:
+        for key, value in values.items():
+            here = (*path, str(key))
+            below = into.get(key)
+            if value is None and _is_part(here) and key in into:
+                del into[key]
+                self._forget(here)
+                continue
+            if isinstance(value, Mapping):
+                changed = isinstance(below, dict) and "id" in value and value["id"] != below.get("id", key)
+                if not isinstance(below, dict) or changed:
+                    self._forget(here)
+                    below = into[key] = {}
+                self._merge(below, value, here, sources)
+            else:
+                into[key] = value
+            self.sources[here] = sources if isinstance(sources, str) else sources.get(here, "")
+
+    def _forget(self, path: KeyPath) -> None:
+        for known in [key for key in self.sources if key[: len(path)] == path]:
+            del self.sources[known]
+
+    def source_of(self, path: Sequence[str]) -> str:
+        """The source of a key, or of the nearest one above it that is known."""
+        parts = tuple(path)
+        while parts:
+            if self.sources.get(parts):
+                return self.sources[parts]
+            parts = parts[:-1]
+        return "default"
+
+    def config(self) -> RunConfig:
+        """The validated configuration.
+
+        Raises:
+            ConfigError: one line with every fault: the key, where it stands, and the nearest name.
+        """
+        try:
+            return RunConfig.model_validate(self.values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(self._describe(item) for item in error.errors())) from None
+
+    def _describe(self, item: Any) -> str:
+        path = [str(part) for part in item["loc"]]
+        # A union reports each of its members with a pseudo-key such as `int`; the key itself is what the user wrote.
+        path = [
+            part for part in path if part not in ("int", "float", "str") and not part.startswith(("tuple[", "literal["))
+        ]
+        place = self.source_of(path)
+        prefix = f"{place}: " if place not in ("default", "") else ""
+        shown = show_path(path)
+        if item["type"] == "extra_forbidden":
+            names = _names_at(path[:-1])
+            return f"{prefix}unknown key {shown!r}{did_you_mean(path[-1], names)}"
+        if item["type"] == "missing":
+            return f"{shown or 'the configuration'} is missing"
+        text = item["msg"].removeprefix("Value error, ")
+        text = text[:1].lower() + text[1:]
+        value = "" if isinstance(item["input"], (Mapping, list)) else f", not {item['input']!r}"
+        return f"{prefix}{shown}: {text}{value}" if shown else f"{prefix}{text}"
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """`, did you mean 'lr'?` or the known names, or nothing."""
+    nearest = closest(name, names)
+    if nearest:
+        return f", did you mean {nearest[0]!r}?"
+    return f"; known: {', '.join(sorted(names))}" if names else ""
+
+
+def _names_at(path: Sequence[str]) -> list[str]:
+    """The keys that a section of RunConfig knows."""
+    model: Any = RunConfig
+    for part in path:
+        fields = {(info.alias or name): info for name, info in getattr(model, "model_fields", {}).items()}
+        if part not in fields:
+            return []
+        model = fields[part].annotation
+    return [info.alias or name for name, info in getattr(model, "model_fields", {}).items()]
+
+
+def _is_part(path: KeyPath) -> bool:
+    return (len(path) == 2 and path[0] in PART_SECTIONS) or (len(path) == 3 and path[0] == "validate")
+
+
+def show_path(path: Sequence[str]) -> str:
+    """`losses[ovt.vc].margin`: keys that contain a dot stand in brackets."""
+    shown = ""
+    for part in path:
+        shown += f"[{part}]" if not re.fullmatch(r"\w+", part) else f".{part}" if shown else part
+    return shown
+
+
+def parse_path(text: str) -> KeyPath:
+    """The reverse of `show_path`.
+
+    Raises:
+        ConfigError: text that is no path.
+    """
+    if not re.fullmatch(r"\w+(?:\.\w+|\[[^\[\]]+\])*", text):
+        raise ConfigError(f"--set {text!r}: a key looks like optimizer.lr or 'losses[ovt.vc].margin'")
+    return tuple(bracket or plain for plain, bracket in re.findall(r"(\w+)|\[([^\[\]]+)\]", text.replace("].", "]")))
+
+
+def parse_set(assignment: str) -> tuple[KeyPath, Any]:
+    """`optimizer.lr=1e-4` as its path and its YAML value."""
+    key, equals, value = assignment.partition("=")
+    # The sign may stand inside brackets only if a name held one, and none does.
+    if not equals:
+        raise ConfigError(f"--set {assignment!r}: write KEY=VALUE")
+    try:
+        return parse_path(key.strip()), parse_yaml(value, f"--set {key}")[0]
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {assignment!r}: the value is not YAML") from None
+
+
+def nested(path: KeyPath, value: Any) -> dict[str, Any]:
+    """`value` inside mappings along `path`."""
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
+    """A YAML document and where each of its keys stands, as `name:line`.
+
+    Raises:
+        ConfigError: text that is no YAML, or a key that stands twice.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        sources: dict[KeyPath, str] = {}
+        _note_lines(node, (), name, sources)
+        return loader.construct_document(node), sources
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{name}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        loader.dispose()
+
+
+def _note_lines(node: yaml.Node, path: KeyPath, name: str, sources: dict[KeyPath, str]) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        here = (*path, str(key.value))
+        if here in sources:
+            raise ConfigError(
+                f"{name}:{key.start_mark.line + 1}: {show_path(here)} stands twice (first at {sources[here]})"
+            )
+        sources[here] = f"{name}:{key.start_mark.line + 1}"
+        _note_lines(value, here, name, sources)
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """A YAML file that holds a mapping, with the line of each key.
+
+    Raises:
+        ConfigError: the file is absent, not text, too large or not a mapping.
+    """
+    try:
+        if path.stat().st_size > 1_000_000:
+            raise ConfigError(f"{path}: larger than 1 MB, which no run configuration is")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    values, sources = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values at its top, as `run: {{max_steps: 100}}`")
+    return values, sources
+
+
+def to_yaml(layers: Layers, config: RunConfig) -> str:
+    """The merged configuration as YAML that runs as it is, with each key's source as a comment."""
+    lines: list[str] = []
+    _write_yaml(config.to_plain(), (), layers, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _write_yaml(values: Mapping[str, Any], path: KeyPath, layers: Layers, lines: list[str]) -> None:
+    indent = "  " * len(path)
+    for key, value in values.items():
+        here = (*path, str(key))
+        if isinstance(value, Mapping) and value:
+            lines.append(f"{indent}{_scalar(key)}:")
+            _write_yaml(value, here, layers, lines)
+        else:
+            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}  # {layers.sources.get(here) or 'default'}")
+
+
+def _scalar(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).strip()
+    return text.removesuffix("...").strip()

@@ -1,0 +1,79 @@
+"""Rows of all ranks as one batch, with gradients.
+
+A loss of scope `batch` sees the same global rows on every rank. The gather's backward adds the gradients that all ranks
+have for a row, and data-parallel training averages parameters' gradients over ranks, so parameters get exactly the
+gradient of the global loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+from mvcore.specs import Axis
+from mvcore.types import Features, ViewBatch, concatenate
+
+
+def world_size() -> int:
+    """Ranks of this run; 1 outside of distributed training."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 outside of distributed training."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(features: Features, batch: ViewBatch, state_axes: Mapping[str, Axis]) -> tuple[Features, ViewBatch]:
+    """The rows of all ranks in rank order; on one rank, what was given.
+
+    Args:
+        state_axes: what the rows of each published state stand for, by name without prefix.
+    """
+    if world_size() == 1:
+        return features, batch
+    layouts: list[Any] = [None] * world_size()
+    # Layouts (counts, ids, captions) are small host values; their pixels stay where they are.
+    dist.all_gather_object(layouts, _layout(batch))
+    rows: dict[Axis, list[int]] = {axis: [layout.sizes[axis] for layout in layouts] for axis in batch.sizes}
+
+    def gathered(value: Tensor, axis: Axis) -> Tensor:
+        return value if axis == "none" else _gather_rows(value, rows[axis])
+
+    merged = concatenate(layouts).to(batch.device)
+    merged = merged.with_state({key: gathered(value, state_axes[key]) for key, value in batch.state.items()})
+    values = {key: gathered(value, features.axes[key]) for key, value in features.items()}
+    return Features(values, axes=features.axes), merged
+
+
+def _layout(batch: ViewBatch) -> ViewBatch:
+    bare = replace(batch, images=None, depth=None, depth_valid=None, masks=None, embeddings={}, state={})
+    return bare.to("cpu")
+
+
+def _gather_rows(value: Tensor, rows: Sequence[int]) -> Tensor:
+    """The ragged rows of all ranks: padded to the longest, gathered with gradient, cut and joined."""
+    longest = max(rows)
+    if value.shape[0] < longest:
+        padding = value.new_zeros(longest - value.shape[0], *value.shape[1:])
+        value = torch.cat([value, padding])
+    if value.is_floating_point():
+        gathered: Sequence[Tensor] = dist_nn.all_gather(value.contiguous())
+    else:
+        gathered = [torch.empty_like(value) for _ in rows]
+        dist.all_gather(list(gathered), value.contiguous())
+    return torch.cat([part[:count] for part, count in zip(gathered, rows, strict=True)])
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over ranks, without gradient."""
+    if world_size() > 1:
+        value = value.detach().clone()
+        dist.all_reduce(value)
+    return value

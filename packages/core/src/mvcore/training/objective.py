@@ -1,0 +1,287 @@
+"""One step's arithmetic: batches of the sources in, every loss term out, with or without a gradient cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from mvcore.errors import PluginError
+from mvcore.model import Pipeline, features_in
+from mvcore.specs import STATE, Axis
+from mvcore.training.distributed import gather, sum_over_ranks, world_size
+from mvcore.types import Features, ViewBatch, concatenate, split_objects
+
+Batches = Mapping[str, ViewBatch]
+Backward = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss in a run: its module, what it may read, its sources, its weight, and whose rows it sees."""
+
+    name: str
+    module: nn.Module
+    needs: frozenset[str]
+    sources: tuple[str, ...]
+    weight: float = 1.0
+    scope: str = "batch"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return features_in(self.needs)
+
+
+@dataclass
+class Outcome:
+    """What a step found: the weighted sum, each term raw, and what losses logged beside; detached, on the device."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    logged: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A source's features and batch, on the device."""
+
+    features: Features
+    batch: ViewBatch
+
+
+class Objective(nn.Module):
+    """Model and losses of a run.
+
+    Args:
+        pipeline: the model.
+        terms: the losses.
+        keys: the features to compute on each source.
+        image_sizes: side of each source's images; sources of equal size and keys are encoded in one pass.
+        publishers: by state key, the trainer's `state` method.
+        state_axes: by state key, what its rows stand for.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        terms: Sequence[Term],
+        keys: Mapping[str, frozenset[str]],
+        image_sizes: Mapping[str, int],
+        publishers: Mapping[str, Callable[[ViewBatch], Mapping[str, Tensor]]] | None = None,
+        state_axes: Mapping[str, Axis] | None = None,
+    ) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+        self.terms = tuple(terms)
+        self.losses = nn.ModuleList(term.module for term in terms)
+        self.publishers = dict(publishers or {})
+        self.state_axes = {key.removeprefix(STATE): axis for key, axis in (state_axes or {}).items()}
+        self.keys = dict(keys)
+        groups: dict[tuple[int, frozenset[str]], list[str]] = {}
+        for name, size in image_sizes.items():
+            groups.setdefault((size, self.keys[name]), []).append(name)
+        self.groups = [(tuple(names), wanted) for (_, wanted), names in groups.items()]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.pipeline.parameters()).device
+
+    def step(self, batches: Batches, backward: Backward) -> Outcome:
+        """Computes all terms on whole batches and their gradient; the batches may be on the host."""
+        with parametrize.cached():
+            rows = self.encode({name: self._moved(batch) for name, batch in batches.items()})
+            outcome = self.evaluate(rows, self.terms)
+            backward(outcome.total)
+        return self._detached(outcome)
+
+    def cached_step(
+        self, batches: Batches, backward: Backward, chunk_views: int, reseed: Callable[[int], None]
+    ) -> Outcome:
+        """The same values and gradients with at most about `chunk_views` views in an encoder pass (gradient cache).
+
+        Every chunk is encoded twice: without gradient to give the losses the whole batch, then with gradient to carry
+        the losses' gradient on into the model. Terms of scope `object` are evaluated inside the second pass.
+
+        Args:
+            reseed: called with the chunk's number before each of its two passes, so that both draw the same.
+        """
+        whole = tuple(term for term in self.terms if term.scope == "batch")
+        inside = tuple(term for term in self.terms if term.scope == "object")
+        chunks = {name: split_objects(batch, chunk_views) for name, batch in batches.items()}
+        order = [(name, k) for name in chunks for k in range(len(chunks[name]))]
+        held = {name: frozenset[str]().union(*(t.reads for t in whole if name in t.sources)) for name in batches}
+        parts: dict[str, list[_Rows]] = {name: [] for name in chunks}
+        counts: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for number, (name, k) in enumerate(order):
+                reseed(number)
+                rows = self._encode_one(name, self._moved(chunks[name][k]))
+                for term in inside:
+                    if name in term.sources:
+                        counts[term.name] = counts.get(term.name, 0) + self._object_sums(term, {name: rows})["count"]
+                parts[name].append(_Rows(rows.features.restricted(held[name], "gradient cache"), rows.batch))
+        totals = {name: sum_over_ranks(count) for name, count in counts.items()}
+        leaves = {name: _leaf(_joined(rows)) for name, rows in parts.items()}
+        outcome = Outcome(torch.zeros((), device=self.device))
+        if whole:
+            outcome = self.evaluate(leaves, whole)
+            backward(outcome.total)
+            outcome = self._detached(outcome)
+        offsets = {name: _zeros() for name in chunks}
+        for number, (name, k) in enumerate(order):
+            reseed(number)
+            with parametrize.cached():
+                rows = self._encode_one(name, self._moved(chunks[name][k]))
+                surrogate = self._surrogate(rows, leaves[name], offsets[name], first=k == 0)
+                for term in inside:
+                    if name in term.sources:
+                        value = self._object_sums(term, {name: rows})["loss"] * (
+                            world_size() / totals[term.name].clamp(min=1)
+                        )
+                        surrogate = surrogate + term.weight * value
+                        self._add_term(outcome, term, value.detach())
+                backward(surrogate)
+        return outcome
+
+    def _add_term(self, outcome: Outcome, term: Term, value: Tensor) -> None:
+        outcome.terms[term.name] = outcome.terms.get(term.name, torch.zeros((), device=self.device)) + value
+        outcome.total = outcome.total + term.weight * value
+
+    def _surrogate(self, rows: _Rows, leaf: _Rows, offsets: dict[Axis, int], *, first: bool) -> Tensor:
+        """A scalar whose gradient in the model is the losses' gradient through this chunk's features."""
+        sizes = rows.batch.sizes
+        total = rows.features.zero()
+        for key, value in leaf.features.items():
+            axis = leaf.features.axes[key]
+            if value.grad is None or (axis == "none" and not first):
+                continue
+            grad = value.grad if axis == "none" else value.grad[offsets[axis] : offsets[axis] + sizes[axis]]
+            if rows.features[key].requires_grad:
+                total = total + (rows.features[key].float() * grad.float()).sum()
+        for axis, size in sizes.items():
+            offsets[axis] += size
+        return total
+
+    def encode(self, batches: Batches) -> dict[str, _Rows]:
+        """Features of each source; sources that share image size and keys go through the model together."""
+        found: dict[str, _Rows] = {}
+        for names, keys in self.groups:
+            if len(names) == 1:
+                found[names[0]] = self._encode_one(names[0], batches[names[0]])
+                continue
+            features = self.pipeline(concatenate([batches[name] for name in names]), keys)
+            starts = _zeros()
+            for name in names:
+                batch = batches[name]
+                found[name] = _Rows(_sliced(features, starts, batch.sizes), batch)
+                starts = {axis: starts[axis] + size for axis, size in batch.sizes.items()}
+        return found
+
+    def _encode_one(self, name: str, batch: ViewBatch) -> _Rows:
+        return _Rows(self.pipeline(batch, self.keys[name]), batch)
+
+    def _moved(self, batch: ViewBatch) -> ViewBatch:
+        return batch.to(self.device, non_blocking=True)
+
+    def evaluate(self, rows: Mapping[str, _Rows], terms: Iterable[Term]) -> Outcome:
+        """Every term on the rows of its own sources, in float32 with autocast off, and their weighted sum."""
+        outcome = Outcome(torch.zeros((), device=self.device))
+        for term in terms:
+            if term.scope == "object":
+                sums = self._object_sums(term, rows)
+                count = sum_over_ranks(sums["count"]).clamp(min=1)
+                value = sums["loss"] * (world_size() / count)
+            else:
+                value = self._batch_value(term, rows, outcome.logged)
+            outcome.terms[term.name] = value
+            outcome.total = outcome.total + term.weight * value
+        return outcome
+
+    def _batch_value(self, term: Term, rows: Mapping[str, _Rows], logged: dict[str, Tensor]) -> Tensor:
+        result = self._call(term, rows, gathered=True)
+        if isinstance(result, Mapping):
+            if "loss" not in result:
+                raise PluginError(f"loss {term.name} returned a dict without 'loss' (it has: {', '.join(result)})")
+            logged.update({f"{term.name}/{key}": value.detach() for key, value in result.items() if key != "loss"})
+            result = result["loss"]
+        if not isinstance(result, Tensor) or result.ndim != 0:
+            shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise PluginError(f"loss {term.name} returned {shape}, not a scalar tensor or a dict with one")
+        return result
+
+    def _object_sums(self, term: Term, rows: Mapping[str, _Rows]) -> dict[str, Tensor]:
+        result = self._call(term, rows, gathered=False)
+        if not isinstance(result, Mapping) or not {"loss", "count"} <= result.keys():
+            raise PluginError(f"loss {term.name} has scope 'object' and must return {{'loss': sum, 'count': n}}")
+        count = torch.as_tensor(result["count"], dtype=torch.float32, device=self.device)
+        return {"loss": result["loss"], "count": count.detach()}
+
+    def _call(self, term: Term, rows: Mapping[str, _Rows], *, gathered: bool) -> Any:
+        mine = _joined([rows[name] for name in term.sources if name in rows])
+        batch = mine.batch.with_state(self._state(term, mine.batch))
+        features = Features(
+            {key: _as_float32(mine.features[key]) for key in mine.features if key in term.reads},
+            axes=self.pipeline.axes,
+        )
+        if gathered:
+            features, batch = gather(features, batch, self.state_axes)
+        owner = f"loss {term.name}"
+        with torch.autocast(self.device.type, enabled=False):
+            return term.module(features.restricted(term.reads, owner), batch.restricted(term.needs, owner))
+
+    def _state(self, term: Term, batch: ViewBatch) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for key in sorted(key for key in term.needs if key.startswith(STATE)):
+            name = key.removeprefix(STATE)
+            if name not in state:
+                state.update(self.publishers[key](batch))
+        return state
+
+    @staticmethod
+    def _detached(outcome: Outcome) -> Outcome:
+        return Outcome(
+            outcome.total.detach(), {name: value.detach() for name, value in outcome.terms.items()}, outcome.logged
+        )
+
+
+def _as_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def _joined(rows: Sequence[_Rows]) -> _Rows:
+    """The rows of several sources or chunks as one, in order; a feature without rows is the same in all."""
+    if len(rows) == 1:
+        return rows[0]
+    features = rows[0].features
+    shared = set(features).intersection(*(set(other.features) for other in rows[1:]))
+    values = {
+        key: features[key] if features.axes[key] == "none" else torch.cat([other.features[key] for other in rows])
+        for key in features
+        if key in shared
+    }
+    return _Rows(Features(values, axes=features.axes), concatenate([other.batch for other in rows]))
+
+
+def _zeros() -> dict[Axis, int]:
+    return {"view": 0, "object": 0, "caption": 0}
+
+
+def _sliced(features: Features, starts: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> Features:
+    values: dict[str, Tensor] = {}
+    for key, value in features.items():
+        axis = features.axes[key]
+        values[key] = value if axis == "none" else value[starts[axis] : starts[axis] + sizes[axis]]
+    return Features(values, axes=features.axes)
+
+
+def _leaf(rows: _Rows) -> _Rows:
+    """The same values cut off from the graph, ready to collect a gradient."""
+    values = {key: _as_float32(value).detach() for key, value in rows.features.items()}
+    for value in values.values():
+        if value.is_floating_point():
+            value.requires_grad_()
+    return _Rows(Features(values, axes=rows.features.axes), rows.batch)

@@ -1,0 +1,266 @@
+"""What a run consists of: parts resolved from the configuration, and which source feeds which loss.
+
+`choose` resolves ids and options and opens nothing; `plan` is given the opened sources and settles who reads what. Both
+come before any weight is loaded, so an impossible run is refused in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel
+
+from mvcore import build
+from mvcore.config import Part, RunConfig, SourcePart
+from mvcore.config_layers import did_you_mean
+from mvcore.errors import ConfigError
+from mvcore.model import features_in, walk_back
+from mvcore.plugins import Registered, Registry
+from mvcore.specs import BATCH_FIELDS, STATE, EncoderSpec, LossSpec, TrainerSpec
+
+_FIELD_BEHIND = {"text": "captions", "view": "images", "dense": "images", "object": "images"}
+"""The batch field that an image-and-text backbone makes a feature from."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A part of the run: its name there, its spec, its validated options, and what these say it reads and gives."""
+
+    name: str
+    registered: Registered
+    options: BaseModel | None
+    needs: frozenset[str]
+    provides: frozenset[str]
+
+    @property
+    def id(self) -> str:
+        return self.registered.id
+
+    @property
+    def spec(self) -> Any:
+        return self.registered.spec
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The features among its needs."""
+        return features_in(self.needs)
+
+    def make(self) -> Any:
+        """The part itself."""
+        return build.make(self.registered, self.options)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All parts of a run, resolved; no file was opened and no weight loaded."""
+
+    config: RunConfig
+    encoder: Chosen
+    adapters: tuple[Chosen, ...]
+    sources: Mapping[str, Chosen]
+    losses: tuple[Chosen, ...]
+    trainers: tuple[Chosen, ...]
+    measured: Mapping[str, Chosen]
+    evaluators: tuple[Chosen, ...]
+
+    @cached_property
+    def plugins(self) -> frozenset[str]:
+        """The plugins that the run uses."""
+        parts = (self.encoder, *self.adapters, *self.losses, *self.trainers, *self.evaluators)
+        return frozenset(
+            part.id.partition(".")[0] for part in (*parts, *self.sources.values(), *self.measured.values())
+        )
+
+
+@dataclass(frozen=True)
+class PlannedTerm:
+    """A loss or trainer and the names of the sources that it works on."""
+
+    part: Chosen
+    sources: tuple[str, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who reads what.
+
+    Args:
+        adapters: those that somebody needs, in order.
+        losses, trainers: with their sources; a loss of weight 0 and a trainer nobody reads are left out.
+        keys: the features that are computed on each source.
+    """
+
+    blueprint: Blueprint
+    adapters: tuple[Chosen, ...]
+    losses: tuple[PlannedTerm, ...]
+    trainers: tuple[PlannedTerm, ...]
+    keys: Mapping[str, frozenset[str]]
+
+    @property
+    def config(self) -> RunConfig:
+        return self.blueprint.config
+
+
+def choose(config: RunConfig, registry: Registry) -> Blueprint:
+    """Resolves every id and validates every part's options.
+
+    Raises:
+        PluginError: an unknown id or a broken plugin.
+        ConfigError: options that the part refuses, or parts of the wrong kind.
+    """
+
+    def chosen(kind: str, name: str, part: Part, where: str) -> Chosen:
+        registered = registry.spec(kind, part.id)
+        options = build.options(registered, part.args, where)
+        needs, provides = build.needs_of(registered, options), build.provides_of(registered, options)
+        return Chosen(name, registered, options, needs, provides)
+
+    def section(kind: str, parts: Mapping[str, Any], where: str) -> tuple[Chosen, ...]:
+        return tuple(chosen(kind, name, part, f"{where}[{name}]") for name, part in parts.items())
+
+    blueprint = Blueprint(
+        config=config,
+        encoder=chosen("encoder", "encoder", config.encoder, "encoder"),
+        adapters=section("encoder", config.adapters, "adapters"),
+        sources={part.name: part for part in section("dataset", config.data, "data")},
+        losses=section("loss", config.losses, "losses"),
+        trainers=section("trainer", config.trainers, "trainers"),
+        measured={part.name: part for part in section("dataset", config.validation.data, "validate.data")},
+        evaluators=section("evaluator", config.validation.on, "validate.on"),
+    )
+    _check_kinds(blueprint)
+    return blueprint
+
+
+def _check_kinds(blueprint: Blueprint) -> None:
+    encoder: EncoderSpec = blueprint.encoder.spec
+    if encoder.kind != "backbone":
+        raise ConfigError(f"encoder: {blueprint.encoder.id} is an adapter; name it under adapters")
+    for adapter in blueprint.adapters:
+        if adapter.spec.kind != "adapter":
+            raise ConfigError(f"adapters[{adapter.name}]: {adapter.id} is a backbone; name it under encoder")
+    replacing = [part.name for part in blueprint.trainers if part.spec.replaces_step]
+    if len(replacing) > 1:
+        raise ConfigError(f"trainers {' and '.join(replacing)} both replace the training step; keep one")
+
+
+def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) -> Plan:
+    """Settles the sources of each loss and trainer, and checks that every need is met.
+
+    Args:
+        datasets: the opened sources by name; each says in `provides` which batch fields it has.
+
+    Raises:
+        ConfigError: a need that nothing in the run provides; the text names the loss, the key and who provides it.
+    """
+    active = [part for part in blueprint.losses if blueprint.config.losses[part.name].weight != 0]
+    if not active:
+        raise ConfigError("every loss has weight 0, so there is nothing to train")
+    wanted_state = frozenset(key for part in active for key in part.needs if key.startswith(STATE))
+    trainers = [part for part in blueprint.trainers if not part.provides or part.provides & wanted_state]
+    planned_trainers = tuple(
+        PlannedTerm(part, _sources_for(part, blueprint, datasets, blueprint.config.trainers[part.name].on, {}))
+        for part in trainers
+    )
+    publishers = {key: term for term in planned_trainers for key in term.part.provides}
+    _check_state(active, publishers, registry)
+    losses = tuple(
+        PlannedTerm(
+            part,
+            _sources_for(part, blueprint, datasets, blueprint.config.losses[part.name].on, publishers),
+            blueprint.config.losses[part.name].weight,
+        )
+        for part in active
+    )
+    wanted = frozenset[str]().union(*(part.reads for part in (*active, *trainers, *blueprint.evaluators)))
+    needed, asked = walk_back(blueprint.adapters, wanted)
+    _check_features(
+        asked - blueprint.encoder.provides, (*active, *trainers, *blueprint.evaluators), blueprint, registry
+    )
+    keys = {
+        name: frozenset[str]().union(
+            *(term.part.reads for term in (*losses, *planned_trainers) if name in term.sources)
+        )
+        for name in datasets
+    }
+    idle = [name for name in datasets if not any(name in term.sources for term in losses)]
+    if idle:
+        raise ConfigError(f"data[{idle[0]}]: no loss reads this source; drop it, or name it in a loss's `on`")
+    adapters = tuple(part for part in blueprint.adapters if not part.provides or part in needed)
+    return Plan(blueprint, adapters, losses, planned_trainers, keys)
+
+
+def _lacking(part: Chosen, name: str, blueprint: Blueprint, dataset: Any) -> list[str]:
+    """What a source lacks for a part: batch fields, those behind the features that it reads, and the sampling."""
+    fields = {key for key in part.needs if key in BATCH_FIELDS}
+    fields |= {_FIELD_BEHIND[key] for key in part.reads & _FIELD_BEHIND.keys() & blueprint.encoder.provides}
+    lacking = sorted(fields - dataset.provides)
+    spec = part.spec
+    if isinstance(spec, TrainerSpec) and spec.indexed and "object_ids" not in dataset.provides:
+        lacking.append("object ids")
+    if isinstance(spec, LossSpec) and spec.sampling not in ("any", blueprint.config.data[name].sampling):
+        lacking.append(f"sampling: {spec.sampling}")
+    return lacking
+
+
+def _sources_for(
+    part: Chosen,
+    blueprint: Blueprint,
+    datasets: Mapping[str, Any],
+    on: tuple[str, ...] | None,
+    publishers: Mapping[str, PlannedTerm],
+) -> tuple[str, ...]:
+    """The sources named in `on`, each checked, or all that fit; a loss stays where its published state is."""
+    lacking = {name: _lacking(part, name, blueprint, dataset) for name, dataset in datasets.items()}
+    for key in part.needs & publishers.keys():
+        for name in datasets.keys() - set(publishers[key].sources):
+            lacking[name].append(key)
+    if on is not None:
+        for name in on:
+            if name not in datasets:
+                raise ConfigError(
+                    f"{part.name}: on names {name!r}, which is no source{did_you_mean(name, list(datasets))}"
+                )
+            if lacking[name]:
+                raise ConfigError(
+                    f"{part.name}: source {name!r} lacks {', '.join(lacking[name])}, which {part.id} needs"
+                )
+        return on
+    fitting = tuple(name for name in datasets if not lacking[name])
+    if not fitting:
+        reasons = "; ".join(f"{name} lacks {', '.join(what)}" for name, what in lacking.items())
+        raise ConfigError(f"{part.name}: no source of this run has what {part.id} needs: {reasons}")
+    return fitting
+
+
+def _check_state(losses: Iterable[Chosen], published: Mapping[str, Any], registry: Registry) -> None:
+    for loss in losses:
+        for key in sorted(key for key in loss.needs if key.startswith(STATE) and key not in published):
+            givers = [id for id, entry in registry.specs("trainer").items() if key in _spec_provides(entry)]
+            advice = f"; {' or '.join(givers)} publishes it: name it under trainers" if givers else ""
+            raise ConfigError(f"{loss.name} needs {key}, which no trainer of this run publishes{advice}")
+
+
+def _check_features(missing: frozenset[str], parts: Iterable[Chosen], blueprint: Blueprint, registry: Registry) -> None:
+    for key in sorted(missing):
+        reader = next((part.name for part in parts if key in part.reads), None)
+        reader = reader or next((part.name for part in blueprint.adapters if key in part.reads), "the run")
+        givers = sorted(id for id, entry in registry.specs("encoder").items() if key in _spec_provides(entry))
+        advice = f"; it is given by {', '.join(givers)}" if givers else "; no installed plugin gives it"
+        has = ", ".join(sorted(blueprint.encoder.provides))
+        raise ConfigError(
+            f"{reader} needs the feature {key!r}, which {blueprint.encoder.id} lacks (it gives {has}){advice}"
+        )
+
+
+def _spec_provides(entry: Registered) -> Iterable[str]:
+    return getattr(entry.spec, "provides", ())
+
+
+def source_settings(config: RunConfig, name: str) -> SourcePart:
+    """The settings of a training or validation source."""
+    return config.data[name] if name in config.data else config.validation.data[name]
