@@ -30,7 +30,17 @@ from mvcore.suggest import did_you_mean, listed
 
 ENV_STRICT = "MVCORE_STRICT_PLUGINS"
 
-__all__ = ["Answer", "PluginRecord", "Registered", "Registry", "load_plugins", "register", "reset", "warn_about_broken"]
+__all__ = [
+    "Answer",
+    "PluginRecord",
+    "Registered",
+    "Registry",
+    "load_plugins",
+    "recipe_path",
+    "register",
+    "reset",
+    "warn_about_broken",
+]
 
 KNOWN_PACKAGES = {
     "data": "mvcore-data",
@@ -85,22 +95,31 @@ class Registry:
         """The parts with that id, of every kind."""
         return [found[part_id] for part in SPEC_OF_PART if part_id in (found := self.specs(part))]
 
+    def has(self, name: str) -> bool:
+        """Whether a plugin of that name can be used."""
+        return any(record.name == name and record.status == "ok" for record in self._records)
+
     def plugin(self, name: str) -> PluginRecord:
         """The record of a plugin that can be used.
 
         Raises:
             PluginError: it is unknown, not installed, or not ok.
         """
+        for record in self._records:
+            if record.name == name and record.status == "ok":
+                return record
+        raise PluginError(self.explain(name))
+
+    def explain(self, name: str) -> str:
+        """Why a plugin cannot be used, in one line: what is wrong with it, or how to get it."""
         rows = [record for record in self._records if record.name == name]
-        usable = [record for record in rows if record.status == "ok"]
-        if usable:
-            return usable[0]
         if rows:
-            raise PluginError(rows[0].unusable)
-        names = {record.name for record in self._records if record.status == "ok"}
-        hint = f"; install it with 'pip install {KNOWN_PACKAGES[name]}'" if name in KNOWN_PACKAGES else ""
-        near = did_you_mean(name, names | KNOWN_PACKAGES.keys()) if not hint else ""
-        raise PluginError(f"unknown plugin {name!r}{near or ''}{hint} (installed: {listed(names)})")
+            return rows[0].unusable
+        names = [record.name for record in self._records if record.status == "ok"]
+        if name in KNOWN_PACKAGES:
+            return f"plugin {name!r} is not installed; install it with 'pip install {KNOWN_PACKAGES[name]}'"
+        near = did_you_mean(name, [*names, *KNOWN_PACKAGES])
+        return f"unknown plugin {name!r}{near} (installed: {listed(names)})"
 
     def spec(self, part: str, part_id: str) -> Registered:
         """A part by kind and id.
@@ -114,11 +133,8 @@ class Registry:
             return known[part_id]
         name, dot, _ = part_id.partition(".")
         names = {record.name for record in self._records}
-        if dot and (name in KNOWN_PACKAGES or name in names):
-            try:
-                self.plugin(name)
-            except PluginError as exc:
-                raise PluginError(f"{part} {part_id!r}: {exc}") from None
+        if dot and (name in KNOWN_PACKAGES or name in names) and not self.has(name):
+            raise PluginError(f"{part} {part_id!r}: {self.explain(name)}")
         others = [registered.part for registered in self.all_specs(part_id)]
         if others:
             raise PluginError(f"{part_id!r} is no {part}: it is {_article(others[0])} (known: {listed(known)})")
@@ -247,6 +263,19 @@ class Registry:
 
 def _article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def recipe_path(recipe: Registered) -> Path:
+    """The file of a registered recipe.
+
+    Raises:
+        PluginError: the package does not hold it.
+    """
+    from mvcore.paths import PACKAGE, resolve_path
+
+    package, _, inside = recipe.spec.path.partition(":")
+    text = f"{PACKAGE}{package.replace('.', '/')}/{inside}"
+    return resolve_path(text, what=f"recipe {recipe.id}", error=PluginError)
 
 
 @functools.cache
