@@ -1,0 +1,122 @@
+"""A model whose passes over a source are made once and shared by the evaluators of one `evaluate` call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvcore.errors import DataError
+from mvcore.model import Model
+from mvcore.parts import Embedded, IndexedDataset
+from mvcore.training.embedding import embed_dataset
+from mvcore.types import Features, ViewBatch
+
+VIEW = frozenset({"view"})
+
+
+@dataclass(frozen=True)
+class CaptionPairs:
+    """Which captions describe which views: a view's own where it has them, else its object's.
+
+    Args:
+        texts: T different captions.
+        view_index, text_index: (P,) rows of the source's views and of `texts`.
+    """
+
+    texts: tuple[str, ...]
+    view_index: Tensor
+    text_index: Tensor
+
+
+@dataclass
+class _Pass:
+    """What was seen of a source so far."""
+
+    dataset: IndexedDataset
+    embedded: Embedded
+    captions: CaptionPairs
+
+
+@dataclass
+class _CaptionRecorder:
+    """Collects captions while a source is embedded, so that no image is decoded twice."""
+
+    texts: dict[str, int] = field(default_factory=dict[str, int])
+    views: list[Tensor] = field(default_factory=list[Tensor])
+    columns: list[Tensor] = field(default_factory=list[Tensor])
+    n_views: int = 0
+
+    def add(self, batch: ViewBatch) -> None:
+        if batch.captions:
+            numbers = torch.tensor([self.texts.setdefault(text, len(self.texts)) for text in batch.captions])
+            rows, columns = batch.positives().nonzero(as_tuple=True)
+            self.views.append(rows + self.n_views)
+            self.columns.append(numbers[columns])
+        self.n_views += batch.n_views
+
+    def pairs(self) -> CaptionPairs:
+        none = torch.empty(0, dtype=torch.int64)
+        return CaptionPairs(tuple(self.texts), torch.cat([none, *self.views]), torch.cat([none, *self.columns]))
+
+
+class Embedder:
+    """A `Model` with a memory: every feature of a source's views is computed once.
+
+    Everything else that it is asked for is the model's own.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._passes: dict[str, _Pass] = {}
+
+    @staticmethod
+    def of(model: Model | Embedder) -> Embedder:
+        """The model itself if it already remembers, else wrapped."""
+        return model if isinstance(model, Embedder) else Embedder(model)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def embed(self, source: str, dataset: IndexedDataset, keys: frozenset[str] = VIEW) -> Embedded:
+        """Features of each view of a source, all objects in the dataset's order.
+
+        Raises:
+            DataError: the source has no object.
+        """
+        return self._pass(source, dataset, keys).embedded
+
+    def captions(self, source: str, dataset: IndexedDataset) -> CaptionPairs:
+        """The captions of a source's views."""
+        return self._pass(source, dataset, VIEW).captions
+
+    def encode_texts(self, texts: Sequence[str], per_batch: int) -> Tensor:
+        """(T, D) float32 on the CPU, encoded `per_batch` at a time."""
+        batches = [list(texts[start : start + per_batch]) for start in range(0, len(texts), per_batch)]
+        return torch.cat([self.model.encode_text(batch).float().cpu() for batch in batches])
+
+    def _pass(self, source: str, dataset: IndexedDataset, keys: frozenset[str]) -> _Pass:
+        seen = self._passes.get(source)
+        if seen is not None and seen.dataset is not dataset:
+            seen = None
+        missing = keys if seen is None else keys - seen.embedded.features.keys()
+        if seen is not None and not missing:
+            return seen
+        recorder = _CaptionRecorder()
+
+        def features_of(batch: ViewBatch, wanted: frozenset[str]) -> Features:
+            recorder.add(batch)
+            return self.model.features(batch, wanted)
+
+        if len(dataset) == 0:
+            raise DataError(f"source {source!r} has no object to measure")
+        embedded = embed_dataset(features_of, dataset, missing, views_per_batch=self.model.views_per_batch)
+        if seen is not None:
+            embedded = replace(embedded, features={**seen.embedded.features, **embedded.features})
+        self._passes[source] = _Pass(dataset, embedded, recorder.pairs())
+        return self._passes[source]
