@@ -8,6 +8,7 @@ encode therefore runs inside `torch.nn.utils.parametrize.cached()`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -116,7 +117,7 @@ def _checked_rows(rows: Rows | None, n_rows: int) -> tuple[range, ...]:
         return (range(n_rows),)
     listed = [rows] if isinstance(rows, (slice, range)) else list(rows)
     parts = tuple(sorted((_as_range(part, n_rows) for part in listed), key=lambda part: part.start))
-    if not parts or any(before.stop > after.start for before, after in zip(parts, parts[1:], strict=False)):
+    if not parts or any(before.stop > after.start for before, after in itertools.pairwise(parts)):
         raise ValueError(f"rows must be non-empty ranges that do not overlap, got {rows}")
     return parts
 

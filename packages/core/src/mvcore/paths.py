@@ -16,7 +16,7 @@ def resolve_path(
     """The existing file or folder that a configuration names.
 
     Args:
-        text: a path (`~` is the home folder), or `package:mvcore_data/demo/clip.json` for a file in an installed package.
+        text: a path (`~` is the home folder) or, inside an installed package, `package:mvcore_data/demo/clip.json`.
         base: the folder that a relative path starts from; None = the working folder.
         what: what it is, for the text of the error.
         error: which error to raise.

@@ -1,0 +1,70 @@
+"""Options of core's backbones. Imports neither torch nor the model libraries."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mvcore.config_base import Options
+
+_TRAIN = re.compile(r"none|all|last:[1-9][0-9]*")
+
+
+class DenseOptions(Options):
+    """Where the feature `dense` (N, C, h, w) is taken.
+
+    Args:
+        layer: index of the vision block whose output it is, negative from the end; None = the tower's final map, after
+            its final norm where that norm acts on patches.
+        space: `visual` is the tower's own width; `text` projects each patch into the space of the texts, the way the
+            pooled vector goes (only where the model has such a way, and only from the final map).
+    """
+
+    layer: int | None = None
+    space: Literal["visual", "text"] = "visual"
+
+    @field_validator("space")
+    @classmethod
+    def _only_final(cls, space: str, info: object) -> str:
+        if space == "text" and getattr(info, "data", {}).get("layer") is not None:
+            raise ValueError("space: text is a projection of the final map; leave layer out")
+        return space
+
+
+class OpenClipOptions(Options):
+    """Options of `core.open_clip`.
+
+    Args:
+        model: an open_clip name (`ViT-B-32`), `hf-hub:org/repo`, `local-dir:folder`, or a JSON model config (a path or
+            `package:pkg/file.json`).
+        pretrained: a tag of the model (`laion2b_s34b_b79k`), a file of weights (safetensors or torch; a path or
+            `package:pkg/file`), or null for random weights. `hf-hub:` and `local-dir:` bring their own.
+        train: what of the model trains: `none`, `all`, or `last:N`, the last N blocks of the vision tower and what
+            follows them.
+        dense: where the feature `dense` is taken.
+        text_cache: keep the embeddings of captions while the text tower is frozen.
+        text_cache_mb: how much device memory they may take, in MB (10^6 bytes).
+    """
+
+    model: str = "ViT-B-32"
+    pretrained: str | None = None
+    train: str = "none"
+    dense: DenseOptions = DenseOptions()
+    text_cache: bool = True
+    text_cache_mb: int = Field(default=1024, ge=1)
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, model: str) -> str:
+        if not model.strip():
+            raise ValueError("model is empty; write an open_clip name such as ViT-B-32")
+        return model
+
+    @field_validator("train")
+    @classmethod
+    def _known_mode(cls, train: str) -> str:
+        if not _TRAIN.fullmatch(train):
+            raise ValueError(f"train must be none, all or last:N (N blocks, at least 1), not {train!r}")
+        return train
