@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from mvcore.config_base import Options
+from mvcore.errors import DataError
+from mvcore.paths import PACKAGE, resolve_path
 
 _TRAIN = re.compile(r"none|all|last:[1-9][0-9]*")
 
@@ -68,3 +73,30 @@ class OpenClipOptions(Options):
         if not _TRAIN.fullmatch(train):
             raise ValueError(f"train must be none, all or last:N (N blocks, at least 1), not {train!r}")
         return train
+
+    def provides(self) -> frozenset[str]:
+        """The features that the model can give, as far as its config is at hand without loading anything."""
+        features = frozenset({"view", "text", "dense", "logit_scale"})
+        config = _config_at_hand(self.model)
+        has_bias = config is None or config.get("init_logit_bias") is not None
+        return features | {"logit_bias"} if has_bias else features
+
+
+def _config_at_hand(model: str) -> dict[str, Any] | None:
+    """A model's config from a JSON file or the library's folder, found without importing torch; None if elsewhere."""
+    if model.startswith(("hf-hub:", "local-dir:")):
+        return None
+    if model.endswith(".json") or model.startswith(PACKAGE):
+        try:
+            path = resolve_path(model)
+        except DataError:
+            return None
+    else:
+        spec = importlib.util.find_spec("open_clip")
+        folders = spec.submodule_search_locations if spec else None
+        path = Path(folders[0] if folders else "") / "model_configs" / f"{model.replace('/', '-')}.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content.get("model_cfg", content)
+    except (OSError, ValueError, AttributeError):
+        return None
