@@ -13,7 +13,7 @@ from mvcore.errors import MvcoreError
 from mvcore.plugins import Registered, load_plugins
 from mvcore.specs import CheckResult
 
-SHOWN = ("torch", "open_clip_torch", "timm", "lightning")
+SHOWN = ("torch", "open-clip-torch", "timm", "lightning")
 """Libraries whose versions are always listed; the others only where they do not fit."""
 
 GB = 10**9
@@ -41,6 +41,7 @@ def _run(check: Registered) -> list[CheckResult]:
 def check_versions() -> Iterable[CheckResult]:
     """Python, and every library that mvcore requires, against the versions that it requires."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     yield CheckResult("ok", f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for line in metadata.requires("mvcore") or ():
@@ -57,7 +58,7 @@ def check_versions() -> Iterable[CheckResult]:
             yield CheckResult(
                 "failed", f"{requirement.name} {version}, needed {wanted}", f"pip install '{requirement}'"
             )
-        elif requirement.name in SHOWN:
+        elif canonicalize_name(requirement.name) in SHOWN:
             yield CheckResult("ok", f"{requirement.name} {version}")
 
 

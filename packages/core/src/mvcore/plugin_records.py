@@ -24,7 +24,7 @@ BUILTIN_COMMANDS: Mapping[str, str] = {
     "eval": "Measures runs, exported models and library models.",
     "export": "Writes a run's model for a plain library.",
     "plugins": "Lists the installed plugins and shows their parts.",
-    "recipes": "Lists the recipes that plugins bring and shows them.",
+    "recipes": "Lists the recipes of the plugins and shows them.",
     "doctor": "Checks versions, devices, disk space and plugins.",
 }
 """Commands of the program itself and their summaries; a plugin may not take one of these names."""

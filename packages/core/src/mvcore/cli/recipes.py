@@ -9,9 +9,7 @@ import typer
 from mvcore.cli.output import print_json, print_table
 from mvcore.plugins import load_plugins, recipe_path
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Lists the recipes that plugins bring and shows them."
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Lists the recipes of the plugins and shows them.")
 
 
 @app.command("list")
