@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mvcore.evaluation.results import EvalResult, Figure, Table
     from mvcore.lora import apply_lora, merge_lora
     from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
+    from mvcore.paths import resolve_path
     from mvcore.types import Cameras, Features, ViewBatch, concatenate
 
 _LAZY = {
@@ -56,6 +57,7 @@ _LAZY = {
     "Features": "mvcore.types",
     "ViewBatch": "mvcore.types",
     "concatenate": "mvcore.types",
+    "resolve_path": "mvcore.paths",
 }
 
 
@@ -103,4 +105,5 @@ __all__ = [
     "concatenate",
     "hookimpl",
     "merge_lora",
+    "resolve_path",
 ]

@@ -1,0 +1,144 @@
+"""Options of the datasets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from mvcore.api import Options
+from pydantic import Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Channel = Annotated[int, Field(ge=0, le=255)]
+RGB = tuple[Channel, Channel, Channel]
+
+
+class ColourJitter(Options):
+    """Colour changes, each drawn from 1 - x to 1 + x; hue from -x to x turns.
+
+    Args:
+        brightness, contrast, saturation: factors about 1.
+        hue: part of a turn about the grey axis.
+    """
+
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+
+
+class Augment(Options):
+    """One random transform of each view; exactly one of the keys.
+
+    Args:
+        random_resized_crop: (lowest, highest) part of the stored image's area that is cut out, with an aspect ratio
+            from 3/4 to 4/3; it takes the place of fitting the whole image, wherever it stands in the list.
+        rotate: by up to this many degrees either way, about the centre.
+        translate: by up to this part of the image's side either way, in x and in y.
+        scale: by a factor from (lowest, highest), about the centre.
+        flip: mirrored left to right with this probability; the view then has no valid camera.
+        colour: a colour jitter, after all geometric transforms.
+    """
+
+    random_resized_crop: tuple[float, float] | None = None
+    rotate: float | None = Field(default=None, ge=0, le=180)
+    translate: Fraction | None = None
+    scale: tuple[float, float] | None = None
+    flip: Fraction | None = None
+    colour: ColourJitter | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Augment:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one transform in each entry of the list, as in [{{rotate: 30}}]; here are {given}")
+        for name, highest in (("random_resized_crop", 1.0), ("scale", 10.0)):
+            pair = getattr(self, name)
+            if pair is not None and not 0 < pair[0] <= pair[1] <= highest:
+                raise ValueError(f"{name} must be [lowest, highest] above 0 and up to {highest:g}, not {list(pair)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The one key that is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def value(self) -> Any:
+        """Its value."""
+        return getattr(self, self.name)
+
+
+class ViewFilter(Options):
+    """Which viewpoints a source gives, by the stored cameras; see `mvcore_data.viewpoints`.
+
+    Args:
+        azimuth: ranges [lowest, highest] in degrees, any of which will do, round the circle: [170, -170] is 20 wide.
+        elevation: ranges [lowest, highest] in degrees.
+    """
+
+    azimuth: tuple[tuple[float, float], ...] | None = None
+    elevation: tuple[tuple[float, float], ...] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> ViewFilter:
+        if self.azimuth is None and self.elevation is None:
+            raise ValueError("name azimuth or elevation ranges, as in {azimuth: [[-20, 20]]}")
+        for low, high in self.elevation or ():
+            if not -90 <= low <= high <= 90:
+                raise ValueError(f"an elevation range is [lowest, highest] within -90 and 90, not {[low, high]}")
+        return self
+
+
+class ImageOptions(Options):
+    """How any dataset here makes its images.
+
+    Args:
+        path: where the data is; `package:NAME/FILE` names a file inside an installed package.
+        fit: how an image that is not square becomes so: its central square (`crop`), or all of it (`pad`).
+        background: RGB that stands behind the object, where transparency or a mask tells it from its background, and
+            that fills what comes in from outside the image; by default augmentation repeats the image's border there
+            and padding is black.
+        augment: random transforms for training, geometric ones in the given order and then colour.
+        limit_objects: only the first so many objects.
+    """
+
+    path: str
+    fit: Literal["crop", "pad"] = "crop"
+    background: RGB | None = None
+    augment: tuple[Augment, ...] = ()
+    limit_objects: int | None = Field(default=None, ge=1)
+
+
+class ViewsOptions(ImageOptions):
+    """Options of `data.views`.
+
+    Args:
+        path: a store (a shard or a folder of shards), or `demo` for the embedded demonstration store.
+        image_size: side of the square images; default: the shorter side of the store's first view.
+        split: only the objects of this split of the store.
+        views: only these viewpoints.
+        cache: `memory` keeps every view's image, decoded and fitted, in memory that forked workers share.
+        depth: load depth, where a view has it.
+        masks: load masks; every view must have one.
+        captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
+    """
+
+    image_size: int | None = Field(default=None, ge=8, le=4096)
+    split: str | None = None
+    views: ViewFilter | None = None
+    cache: Literal["none", "memory"] = "none"
+    depth: bool = False
+    masks: bool = False
+    captions: Literal["all", "random", "none"] = "all"
+
+
+class ImageTextOptions(ImageOptions):
+    """Options of `data.image_text`.
+
+    Args:
+        path: a JSON list of `{"path", "caption"}` and, optionally, `"obj_id"` and `"img_id"`; image paths are relative
+            to the file.
+        image_size: side of the square images.
+    """
+
+    image_size: int = Field(default=224, ge=8, le=4096)

@@ -1,0 +1,220 @@
+"""`data.views`: objects and their views from a `mvcore.views` store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mvcore.api import ConfigError, DataError, ViewBatch, resolve_path
+from numpy.typing import NDArray
+
+from mvcore_data.cache import ImageCache
+from mvcore_data.options import ViewFilter, ViewsOptions
+from mvcore_data.pipeline import Generators, Pipeline, Placed
+from mvcore_data.store import ViewStore
+from mvcore_data.viewpoints import azimuth_elevation, within
+
+DEMO = "demo"
+
+
+class Views:
+    """An indexed dataset over a store. Object and view ids are the store's own numbers.
+
+    Args:
+        options: the fields of `ViewsOptions`.
+
+    Raises:
+        DataError: no such store, or it lacks what the options ask for.
+        ConfigError: an unknown split.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = ViewsOptions(**options)
+        self.path = _store_path(self.options.path)
+        self.store = ViewStore(self.path)
+        self.store_key = str(self.path.resolve())
+        self.n_store_objects, self.n_store_views = len(self.store), self.store.n_views
+        self._objects, self._views = self._select()
+        first = int(self._views[0][0])
+        self.image_size = self.options.image_size or min(self.store.size(first))
+        self._pipeline = Pipeline(self.image_size, self.options)
+        self._check_maps()
+        self.provides = self._provided()
+        self._cache: ImageCache | None = None
+        if self.options.cache == "memory":
+            self._cache = ImageCache(np.sort(np.concatenate(self._views)), self.image_size, str(self.path))
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def views_of(self, i: int) -> Sequence[int]:
+        """The store's ids of object `i`'s views that the filter lets through."""
+        return self._views[i].tolist()
+
+    def object_name(self, i: int) -> str:
+        """The object's id in the store."""
+        return self.store.object_ids[self._objects[i]]
+
+    def category(self, i: int) -> str | None:
+        """The object's category word."""
+        return self.store.category(self._objects[i])
+
+    def load(self, i: int, views: Sequence[int], rng: np.random.Generator | None) -> ViewBatch:
+        """One object's batch; see `mvcore.parts.IndexedDataset`.
+
+        Raises:
+            DataError: a view is damaged.
+        """
+        return self.load_many([(i, views)], None if rng is None else lambda _: rng)
+
+    def load_many(
+        self, requests: Sequence[tuple[int, Sequence[int]]], rng_of: Callable[[int], np.random.Generator] | None
+    ) -> ViewBatch:
+        """The batch of several objects at once; `rng_of(k)` gives the generator of request k.
+
+        Raises:
+            DataError: a view is damaged.
+        """
+        objects = [self._objects[i] for i, _ in requests]
+        counts = [len(views) for _, views in requests]
+        ids = np.fromiter((view for _, views in requests for view in views), np.int64, sum(counts))
+        views: list[int] = ids.tolist()
+        generators = self._generators(counts, rng_of)
+        fields = self._captions(objects, views, counts, generators)
+        placed = self._pipeline.place([self.store.size(view) for view in views], generators)
+        fields["images"] = self._images(ids, placed)
+        if "cameras" in self.provides:
+            fields |= self._pipeline.cameras([self.store.camera(view) for view in views], placed)
+        if self.options.depth:
+            fields["depth"] = self._pipeline.maps([self.store.depth(view) for view in views], placed, np.float32)
+            fields["depth_valid"] = torch.tensor([self.store.has_depth(view) for view in views])
+        if self.options.masks:
+            fields["masks"] = self._pipeline.maps([self.store.mask(view) for view in views], placed, np.bool_)
+        return ViewBatch.make(counts, object_ids=torch.tensor(objects), view_ids=torch.from_numpy(ids), **fields)
+
+    def _generators(self, counts: list[int], rng_of: Callable[[int], np.random.Generator] | None) -> Generators | None:
+        if rng_of is None or not (self._pipeline.augmentation or self.options.captions == "random"):
+            return None
+        return [(rng_of(k), count) for k, count in enumerate(counts)]
+
+    def _images(self, ids: NDArray[np.int64], placed: Placed) -> torch.Tensor:
+        # A drawn crop comes from the stored image, not from its fitted copy: the cache never changes a pixel.
+        if self._cache is None or placed.cropped:
+            images = self._pipeline.cut(placed, lambda row: self._pixels(int(ids[row])))
+        else:
+            images = torch.from_numpy(self._cache.images(ids, lambda view: self._pipeline.fit(self._pixels(view))))
+        return self._pipeline.finish(images, placed)
+
+    def _pixels(self, view: int) -> NDArray[np.uint8]:
+        pixels = self.store.image(view)
+        background = self.options.background
+        mask = None if background is None else self.store.mask(view)
+        return pixels if mask is None else np.where(mask[..., None], pixels, np.array(background, np.uint8))
+
+    def _captions(
+        self, objects: list[int], views: list[int], counts: list[int], generators: Generators | None
+    ) -> dict[str, Any]:
+        if "captions" not in self.provides:
+            return {}
+        texts: list[str] = []
+        owners: list[int] = []
+        rows: list[int] = []
+        row = 0
+        for k, (number, count) in enumerate(zip(objects, counts, strict=True)):
+            rng = None if generators is None else generators[k][0]
+            found = [(-1, self.store.captions(number))]
+            found += [(r, self.store.view_captions(views[r])) for r in range(row, row + count)]
+            for target, captions in found:
+                for text in self._chosen(captions, rng):
+                    texts.append(text)
+                    owners.append(k)
+                    rows.append(target)
+            row += count
+        return {
+            "captions": texts,
+            "caption_object": torch.tensor(owners, dtype=torch.int64),
+            "caption_view": torch.tensor(rows, dtype=torch.int64),
+        }
+
+    def _chosen(self, captions: list[str], rng: np.random.Generator | None) -> list[str]:
+        if self.options.captions == "all" or len(captions) < 2:
+            return captions
+        return [captions[0 if rng is None else int(rng.integers(len(captions)))]]
+
+    def _select(self) -> tuple[list[int], list[NDArray[np.int64]]]:
+        """The store's numbers of the objects, and the views of each, that split, limit and filter leave."""
+        chosen = range(self.n_store_objects) if self.options.split is None else self._split(self.options.split)
+        views = [np.asarray(self.store.views_of(number), np.int64) for number in chosen]
+        objects = list(chosen)
+        if self.options.views is not None:
+            shown = [self._shown(number, ids, self.options.views) for number, ids in zip(objects, views, strict=True)]
+            kept = [k for k, ids in enumerate(shown) if len(ids)]
+            objects, views = [objects[k] for k in kept], [shown[k] for k in kept]
+            if not objects:
+                asked = self.options.views.model_dump(exclude_none=True)
+                raise DataError(f"{self.path}: no view lies in {asked}; see the viewpoints with 'mvcore data info'")
+        if not objects:
+            raise DataError(f"{self.path}: the store holds no object")
+        return objects[: self.options.limit_objects], views[: self.options.limit_objects]
+
+    def _split(self, split: str) -> list[int]:
+        splits = self.store.splits()
+        if split not in splits:
+            there = ", ".join(splits) or "none; make them with 'mvcore data split'"
+            raise ConfigError(f"{self.path}: the store has no split {split!r} (splits: {there})")
+        number_of = {name: number for number, name in enumerate(self.store.object_ids)}
+        numbers = sorted(number_of[name] for name in splits[split])
+        if not numbers:
+            raise DataError(f"{self.path}: split {split!r} is empty")
+        return numbers
+
+    def _shown(self, number: int, ids: NDArray[np.int64], wanted: ViewFilter) -> NDArray[np.int64]:
+        cameras = [self.store.camera(view) for view in ids.tolist()]
+        extrinsics = [camera[1] for camera in cameras if camera is not None]
+        if len(extrinsics) < len(cameras):
+            raise DataError(
+                f"{self.path}: object {self.store.object_ids[number]!r} has views without a camera, so 'views' cannot "
+                "choose by viewpoint; pack the store with cameras or leave 'views' out"
+            )
+        azimuth, elevation = azimuth_elevation(np.stack(extrinsics))
+        shown = np.ones(len(ids), np.bool_)
+        if wanted.azimuth is not None:
+            shown &= within(azimuth, list(wanted.azimuth))
+        if wanted.elevation is not None:
+            shown &= within(elevation, list(wanted.elevation))
+        return ids[shown]
+
+    def _provided(self) -> frozenset[str]:
+        provides = {"images", "object_ids", "view_ids"}
+        if any(self.store.camera(view) is not None for ids in self._views for view in ids.tolist()):
+            provides.add("cameras")
+        if self.options.captions != "none" and self._has_captions():
+            provides.add("captions")
+        provides |= {name for name in ("depth", "masks") if getattr(self.options, name)}
+        return frozenset(provides)
+
+    def _has_captions(self) -> bool:
+        return any(map(self.store.captions, self._objects)) or any(
+            self.store.view_captions(view) for ids in self._views for view in ids.tolist()
+        )
+
+    def _check_maps(self) -> None:
+        if self.options.depth and not any(self.store.has_depth(view) for ids in self._views for view in ids.tolist()):
+            raise DataError(f"{self.path}: depth: true, but no view of the source has depth")
+        for number, ids in zip(self._objects, self._views, strict=True) if self.options.masks else ():
+            if missing := sum(not self.store.has_mask(view) for view in ids.tolist()):
+                raise DataError(
+                    f"{self.path}: masks: true, but {missing} of the {len(ids)} views of object "
+                    f"{self.store.object_ids[number]!r} have no mask"
+                )
+
+
+def _store_path(text: str) -> Path:
+    if text == DEMO:
+        from mvcore_data.demo import store_path
+
+        return Path(store_path())
+    return resolve_path(text, what="store")
