@@ -109,10 +109,9 @@ def _parse(value: Any, path: Path) -> Index:
 def _entry(value: Any, n: int, path: Path) -> ShardEntry:
     record: dict[str, Any] = value if isinstance(value, dict) else {}
     name, objects, views = record.get("file"), record.get("objects"), record.get("views")
-    if name != SHARD_PATTERN.format(n):
-        raise DataError(
-            f"{path}: damaged: shard {n} is {name!r}, not {SHARD_PATTERN.format(n)!r}; copy the store again"
-        )
+    expected = SHARD_PATTERN.format(n)
+    if name != expected:
+        raise DataError(f"{path}: damaged: shard {n} is {name!r}, not {expected!r}; copy the store again")
     if type(objects) is not int or type(views) is not int or not 0 < objects <= views:
         raise DataError(f"{path}: damaged: shard {n} has no counts of objects and views; copy the store again")
-    return ShardEntry(name, objects, views, Seal.from_json(record, f"{path}: shard {n}"))
+    return ShardEntry(expected, objects, views, Seal.from_json(record, f"{path}: shard {n}"))

@@ -143,6 +143,8 @@ def _check_name(what: str, value: object) -> None:
 def _texts(owner: str, captions: Sequence[str] | str) -> tuple[bytes, ...]:
     texts = [captions] if isinstance(captions, str) else list(captions)
     try:
+        if not all(text.strip() for text in texts):
+            raise DataError(f"{owner}: has an empty caption; leave it out")
         return tuple(text.encode() for text in texts)
     except (AttributeError, UnicodeEncodeError):
         raise DataError(f"{owner}: captions {texts!r} are not a list of valid Unicode texts") from None

@@ -156,7 +156,6 @@ class Shard:
         self.depth = reader.blob("depth", n_views) if "depth" in file else None
         self.depth_scale = reader.array("depth/scale", "f4", (n_views,)) if "depth" in file else None
         self.masks = reader.blob("masks", n_views) if "masks" in file else None
-        self.content_sha256 = reader.attribute("content_sha256", str)
         self._check(reader.require)
         blobs = tuple(sorted((b.start, b.length) for b in (self.views, self.depth, self.masks) if b is not None))
         if self.seal is not None:

@@ -6,16 +6,16 @@ A contiguous dataset can neither grow nor be trimmed, so the blobs' sizes must b
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from mvcore.api import DataError
 
 from mvcore_data import seal
 from mvcore_data.index import ShardEntry
@@ -56,10 +56,42 @@ class _Sidecar:
         return blob.id.get_offset(), self.offset[-1]
 
     def discard(self) -> None:
-        try:
+        with suppress(OSError):  # what is still buffered may not fit on the disk
             self._file.close()
-        finally:
-            self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+
+class _HDF5File(io.FileIO):
+    """A file for HDF5 to write, which crashes the process when a write of its own fails (seen on a full disk).
+
+    So no write fails while HDF5 is at work: the first error is kept, what follows goes nowhere, and leaving raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        part = memoryview(data).cast("B")
+        try:
+            while part and self._error is None:
+                part = part[super().write(part) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self._error is None:
+                return super().truncate(size)
+        except OSError as error:
+            self._error = error
+        return size or 0
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+        if self._error is not None:
+            raise self._error from None
 
 
 class ShardWriter:
@@ -124,13 +156,10 @@ class ShardWriter:
         """Makes the file under its temporary name, reads it back whole, and flushes it to disk.
 
         Raises:
-            OSError, RuntimeError: it cannot be written (HDF5 raises both).
-            DataError: what was read back is not what was written, or the disk is too small.
+            OSError: it cannot be written.
+            DataError: what was read back is not what was written.
         """
-        free = os.statvfs(self.path.parent)
-        if self.n_bytes > free.f_bavail * free.f_frsize:
-            raise DataError(f"{self.path}: no space left on the disk for {self.n_bytes} bytes; free some and run again")
-        with h5py.File(self.temporary, "w", userblock_size=seal.USER_BLOCK) as file:
+        with _HDF5File(self.temporary) as raw, h5py.File(raw, "w", userblock_size=seal.USER_BLOCK) as file:
             places = self._write(file)
         written = seal.write(self.temporary, places)
         for blob in self._blobs.values():
@@ -185,8 +214,6 @@ class ShardWriter:
 
     def _write_captions(self, file: h5py.File) -> None:
         blob = b"".join(text for text, _ in self._captions)
-        if not blob:
-            self._captions = [(text, target) for text, target in self._captions if text]
         if self._captions:
             file["captions/blob"] = np.frombuffer(blob, "u1")
             file["captions/offset"] = np.cumsum([0, *(len(text) for text, _ in self._captions)]).astype("i8")

@@ -235,8 +235,7 @@ class ViewStoreWriter:
             yield
         except BaseException as error:
             self.discard()
-            if isinstance(error, (OSError, RuntimeError)):  # HDF5 raises both when a write fails
-                full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-                reason = "no space left on the disk" if full else (str(error).splitlines() or ["unknown"])[0]
+            if isinstance(error, OSError):
+                reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
                 raise DataError(f"{self.path}: cannot be written ({reason}); nothing was published") from None
             raise
