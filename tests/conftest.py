@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mvcore import plugins
@@ -65,3 +67,21 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def tiny_clip_config() -> dict[str, Any]:
+    """An open_clip config: a ViT of 2 blocks, width 32, patch 8, image 32; the stock tokenizer; a joint space of 16."""
+    return {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+
+
+@pytest.fixture
+def tiny_clip_json(tmp_path: Path, tiny_clip_config: dict[str, Any]) -> Path:
+    """The path of a JSON file with `tiny_clip_config`, for `core.open_clip`'s option `model`."""
+    path = tmp_path / "tiny_clip.json"
+    path.write_text(json.dumps(tiny_clip_config), encoding="utf-8")
+    return path
