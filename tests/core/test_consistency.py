@@ -118,7 +118,7 @@ def test_invariant_to_length_order_and_rotation() -> None:
 
 
 def test_center_cosines_equal_loops() -> None:
-    text, views = ragged([3, 1, 6], 4, 8)
+    _, views = ragged([3, 1, 6], 4, 8)
     found = consistency(None, torch.cat(views), torch.tensor([3, 1, 6]))
     for i, v in enumerate(views):
         unit = v.double() / v.double().norm(dim=1, keepdim=True)

@@ -107,7 +107,8 @@ def test_pairs_of_objects_get_the_spread_that_fresh_objects_show() -> None:
 
     drawn = [np.random.default_rng(i).normal(0.5, 1.0, size=(60, 5)) for i in range(400)]
     spread = np.std([pair_mean(vectors)[0] for vectors in drawn])
-    widths = [np.subtract(*bootstrap_interval(pair_mean(v)[1], resamples=500)[::-1]) for v in drawn[:60]]
+    bounds = np.array([bootstrap_interval(pair_mean(vectors)[1], resamples=500) for vectors in drawn[:60]])
+    widths = bounds[:, 1] - bounds[:, 0]
     assert np.mean(widths) / (2 * 1.96) == pytest.approx(spread, rel=0.15)
 
 
