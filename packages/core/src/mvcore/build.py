@@ -207,6 +207,8 @@ def _check_loss(part: Any, registered: Registered) -> str:
 
     if not isinstance(part, nn.Module):
         return "is no torch.nn.Module, as a loss must be"
+    if type(part).forward is nn.Module.forward:
+        return "defines no forward(features, batch)"
     fault = _takes(part.forward, "features", "batch")
     return f"forward {fault}" if fault else ""
 
