@@ -1,0 +1,165 @@
+"""Named camera rigs: where the cameras of a render stand, and the matrices that follow from it.
+
+Convention: objects are Y-up and face +Z. Azimuth 0 is a camera on +Z, a positive azimuth turns it towards +X, a
+positive elevation lifts it: ``position = r * (cos(el) sin(az), sin(el), cos(el) cos(az))``. Camera axes are OpenCV's
+(x right, y down, z forward) and pixel centres lie at +0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from mvcore.api import ConfigError
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+FRONTAL_AZIMUTH = (-20.0, 20.0)
+FRONTAL_ELEVATION = (0.0, 20.0)
+
+# The field of view of the rigs that are ours; the distance lets a sphere of radius 1 just fit into the picture.
+_FIELD_OF_VIEW = 30.0
+_MARGIN = 1.02
+
+
+@dataclass(frozen=True)
+class Rig:
+    """Viewpoints around an object that is normalised in a given way.
+
+    Attributes:
+        name: The rig's name.
+        angles: (V, 2) azimuth and elevation in degrees.
+        distance: From the camera to the object's centre, in object units.
+        field_of_view: Full vertical and horizontal angle, degrees.
+        unit: What the object's size of one means: the radius of its bounding ``sphere`` or its ``longest_side``.
+    """
+
+    name: str
+    angles: FloatArray
+    distance: float
+    field_of_view: float
+    unit: str
+
+    def positions(self) -> FloatArray:
+        """(V, 3) camera positions in world axes."""
+        azimuth, elevation = np.deg2rad(self.angles).T
+        level = np.cos(elevation)
+        return self.distance * np.stack([level * np.sin(azimuth), np.sin(elevation), level * np.cos(azimuth)], axis=1)
+
+    def cameras(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Intrinsics (V, 3, 3) of square pictures of ``size`` pixels and ``world_to_camera`` (V, 4, 4), float32."""
+        extrinsics = np.stack([look_at(position) for position in self.positions()])
+        return (
+            np.repeat(intrinsics(size, self.field_of_view)[None], len(extrinsics), axis=0).astype(np.float32),
+            extrinsics.astype(np.float32),
+        )
+
+
+def intrinsics(size: int, field_of_view: float) -> FloatArray:
+    """The (3, 3) pinhole matrix of a square picture; the axis meets it in its middle, ``(size / 2, size / 2)``."""
+    focal = size / 2 / np.tan(np.deg2rad(field_of_view) / 2)
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+
+
+def look_at(position: FloatArray, target: FloatArray | None = None) -> FloatArray:
+    """The (4, 4) ``world_to_camera`` of a camera at ``position`` (3,) that looks at ``target`` with +Y up."""
+    forward = (np.zeros(3) if target is None else target) - position
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 1.0, 0.0])
+    if np.linalg.norm(right) < 1e-6:  # straight above or below: keep the picture's right on +X
+        right = np.array([1.0, 0.0, 0.0])
+    right = right / np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation
+    matrix[:3, 3] = -rotation @ position
+    return matrix
+
+
+def _ring(views: int) -> FloatArray:
+    azimuth = np.arange(views) * 360.0 / views
+    return np.stack([azimuth, np.full(views, 15.0)], axis=1)
+
+
+def _upper(views: int) -> FloatArray:
+    """A Fibonacci spiral over the upper half sphere, elevations evenly spaced in their sine from 0 to 80 degrees."""
+    steps = (np.arange(views) + 0.5) / views
+    elevation = np.rad2deg(np.arcsin(steps * np.sin(np.deg2rad(80))))
+    azimuth = np.arange(views) * 180.0 * (3 - np.sqrt(5))
+    return np.stack([azimuth % 360, elevation], axis=1)
+
+
+def _icosphere42(views: int) -> FloatArray:
+    """The 12 vertices of an icosahedron and the 30 middles of its edges, on the sphere."""
+    golden = (1 + np.sqrt(5)) / 2
+    corners = np.array([(0, a, b * golden) for a in (-1.0, 1.0) for b in (-1.0, 1.0)])
+    corners = np.concatenate([np.roll(corners, turn, axis=1) for turn in range(3)])
+    first, second = np.nonzero(np.triu(np.isclose(np.linalg.norm(corners[:, None] - corners, axis=2), 2.0)))
+    points = np.concatenate([corners, (corners[first] + corners[second]) / 2])
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    azimuth = np.rad2deg(np.arctan2(points[:, 0], points[:, 2])) % 360
+    angles = np.stack([azimuth, np.rad2deg(np.arcsin(points[:, 1]))], axis=1)
+    return angles[np.lexsort((angles[:, 0].round(6), -angles[:, 1].round(6)))]
+
+
+def _mvc36(views: int) -> FloatArray:
+    """Three elevations of twelve azimuths (or every second one), view 0 on +X, view ``j * azimuths + i``."""
+    step = 360.0 * 3 / views
+    azimuth = (90.0 + np.arange(views // 3) * step) % 360
+    return np.array([(a, e) for e in (70.0, 40.0, 10.0) for a in azimuth])
+
+
+def _demo24(views: int) -> FloatArray:
+    """Views 0 to 3 are frontal; the other 20 go once round, at elevations from -30 to 70 degrees in a mixed order."""
+    frontal = np.array([(0.0, 10.0), (-16.0, 4.0), (16.0, 7.0), (-5.0, 18.0)])
+    turn = np.arange(20.0)
+    elevation = -30.0 + 100.0 * ((turn * 7 + 4) % 20) / 19
+    return np.concatenate([frontal, np.stack([turn * 18.0, elevation], axis=1)])
+
+
+@dataclass(frozen=True)
+class _RigSpec:
+    angles: Callable[[int], FloatArray]
+    default: int
+    fixed: tuple[int, ...] = ()  # the numbers of views that it has; empty = any
+    distance: float = _MARGIN / np.sin(np.deg2rad(_FIELD_OF_VIEW / 2))
+    field_of_view: float = _FIELD_OF_VIEW
+    unit: str = "sphere"
+
+
+_RIGS = {
+    "ring": _RigSpec(_ring, 12),
+    "upper": _RigSpec(_upper, 24),
+    "icosphere42": _RigSpec(_icosphere42, 42, (42,)),
+    # A 35 mm lens on a 32 mm sensor, 1.5 from an object whose longest side is 1.
+    "mvc36": _RigSpec(_mvc36, 36, (36, 18), 1.5, float(np.rad2deg(2 * np.arctan(16 / 35))), "longest_side"),
+    "demo24": _RigSpec(_demo24, 24, (24,)),
+}
+
+RIG_NAMES = tuple(_RIGS)
+
+
+def make_rig(name: str, views: int | None = None) -> Rig:
+    """The rig of that name.
+
+    Args:
+        name: One of `RIG_NAMES`.
+        views: How many viewpoints; None for the rig's own number.
+
+    Raises:
+        ConfigError: The name is unknown or the rig has no such number of views.
+    """
+    if name not in _RIGS:
+        raise ConfigError(f"unknown camera rig {name!r}; choose one of {', '.join(RIG_NAMES)}")
+    spec = _RIGS[name]
+    count = spec.default if views is None else views
+    if spec.fixed and count not in spec.fixed:
+        known = " or ".join(str(number) for number in spec.fixed)
+        raise ConfigError(
+            f"camera rig {name!r} has {known} views, not {count}; use --views {spec.fixed[0]} or another rig"
+        )
+    if not 1 <= count <= 4096:
+        raise ConfigError(f"camera rig {name!r} with {count} views: the number of views must be from 1 to 4096")
+    return Rig(name, spec.angles(count), float(spec.distance), spec.field_of_view, spec.unit)
