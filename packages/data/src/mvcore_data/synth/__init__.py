@@ -1,0 +1,1 @@
+"""Procedural textured objects with captions; needs the extra ``mvcore-data[render]``."""
