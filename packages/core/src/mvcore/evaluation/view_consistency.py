@@ -87,7 +87,7 @@ def _figure(what: str, source: str, similarity: Similarity, text: str, items: st
         n=similarity.n,
         std=similarity.std,
         items=items,
-        headline=f"{what.replace('_', '-')} {source}",
+        headline=f"{what.replace('_', ' ')} {source}",
     )
 
 

@@ -113,6 +113,9 @@ def draw_by_viewpoint(
         x, y = np.asarray(azimuths, np.float64), np.asarray(values, np.float64)
         if x.shape != y.shape or x.ndim != 1:
             raise ValueError(f"curve {name!r}: azimuths and values must both be (K,), not {x.shape} and {y.shape}")
+        # The circle is cut at 180 degrees: what stands there is drawn at both ends.
+        ends = np.abs(x) == 180
+        x, y = np.concatenate([x, -x[ends]]), np.concatenate([y, y[ends]])
         order = np.argsort(x)
         axis.plot(x[order], scale * y[order], marker="o", markersize=3.5, color=COLOURS[i % len(COLOURS)], label=name)
     axis.set_ylim(scale * limits[0], scale * limits[1])

@@ -110,15 +110,19 @@ class Comparison:
 
     def to_rich(self) -> RichTable:
         """The table for the console, an interval under each value so that it fits into 80 columns."""
+        from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=escape(self.title), caption=escape(self.note()), title_justify="left", padding=(0, 1, 0, 0))
+        table = Table(title=escape(self.title), caption=escape(self.note()), title_justify="left", box=SIMPLE_HEAD)
         table.caption_justify = "left"
-        table.add_column("")
+        table.add_column("", min_width=max(len(word) for row in self.values for word in f"Δ {row}".split()))
         for column in self.columns:
-            table.add_column(escape(_heading(column)), justify="right", vertical="top")
+            heading = _heading(column)
+            # Headings wrap between words, never inside one.
+            longest = max(len(word) for word in heading.split())
+            table.add_column(escape(heading), justify="right", vertical="top", min_width=longest)
         last = len(self.values) - 1
         for i, (row, cells, signed) in enumerate(self._lines()):
             shown: list[Text] = []
@@ -133,12 +137,12 @@ class Comparison:
         """How to read intervals and differences."""
         averaged = max(self.seeds.values(), default=1)
         over = "objects" if averaged == 1 else f"objects and {averaged} seeds"
-        return f"[95 % bootstrap interval over {over}]. Differences are paired, to {self.baseline}."
+        return f"In brackets: 95 % bootstrap interval over {over}. Δ: paired difference to {self.baseline}."
 
     def _lines(self) -> list[tuple[str, Mapping[str, Figure], bool]]:
         """Each printed line: its name, its cells, and whether they are differences."""
         values = [(row, cells, False) for row, cells in self.values.items()]
-        return values + [(f"{row} - {self.baseline}", cells, True) for row, cells in self.differences.items()]
+        return values + [(f"Δ {row}", cells, True) for row, cells in self.differences.items()]
 
 
 def compare(
