@@ -61,7 +61,7 @@ CHAINS: dict[str, tuple[dict[str, Any], ...]] = {
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_a_marker_goes_where_the_moved_camera_projects_it(name: str, data: st.DataObject) -> None:
     height, width = data.draw(st.sampled_from([(96, 96), (96, 120), (110, 80)]))

@@ -7,6 +7,7 @@ from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 from mvcore.api import DataError
@@ -54,8 +55,20 @@ class ViewStore:
         """Views in all."""
         return self._first_view[-1]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all encoded images."""
+        return sum(shard.views.length for shard in self._shards)
+
     def __len__(self) -> int:
         return self._first_object[-1]
+
+    def holds(self, what: Literal["cameras", "captions", "depth", "masks"]) -> bool:
+        """Whether any shard has a table of these, without a look at each view."""
+        if what == "captions":
+            return any(shard.texts for shard in self._shards)
+        name = "camera_valid" if what == "cameras" else what
+        return any(getattr(shard, name) is not None for shard in self._shards)
 
     def views_of(self, i: int) -> range:
         """The views of object i."""

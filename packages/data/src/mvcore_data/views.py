@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,20 @@ class Views:
         self.store_key = str(self.path.resolve())
         self.n_store_objects, self.n_store_views = len(self.store), self.store.n_views
         self._objects, self._views = self._select()
-        first = int(self._views[0][0])
-        self.image_size = self.options.image_size or min(self.store.size(first))
+        self.image_size = self.options.image_size or min(self.store.size(self._views[0][0]))
         self._pipeline = Pipeline(self.image_size, self.options)
         self._check_maps()
         self.provides = self._provided()
         self._cache: ImageCache | None = None
         if self.options.cache == "memory":
-            self._cache = ImageCache(np.sort(np.concatenate(self._views)), self.image_size, str(self.path))
+            self._cache = ImageCache(np.sort(np.fromiter(self._all_views(), np.int64)), self.image_size, str(self.path))
 
     def __len__(self) -> int:
         return len(self._objects)
 
     def views_of(self, i: int) -> Sequence[int]:
         """The store's ids of object `i`'s views that the filter lets through."""
-        return self._views[i].tolist()
+        return self._views[i]
 
     def object_name(self, i: int) -> str:
         """The object's id in the store."""
@@ -144,13 +144,15 @@ class Views:
             return captions
         return [captions[0 if rng is None else int(rng.integers(len(captions)))]]
 
-    def _select(self) -> tuple[list[int], list[NDArray[np.int64]]]:
+    def _select(self) -> tuple[list[int], list[Sequence[int]]]:
         """The store's numbers of the objects, and the views of each, that split, limit and filter leave."""
         chosen = range(self.n_store_objects) if self.options.split is None else self._split(self.options.split)
-        views = [np.asarray(self.store.views_of(number), np.int64) for number in chosen]
+        views: list[Sequence[int]] = [self.store.views_of(number) for number in chosen]
         objects = list(chosen)
         if self.options.views is not None:
-            shown = [self._shown(number, ids, self.options.views) for number, ids in zip(objects, views, strict=True)]
+            shown: list[Sequence[int]] = [
+                self._shown(number, ids, self.options.views) for number, ids in zip(objects, views, strict=True)
+            ]
             kept = [k for k, ids in enumerate(shown) if len(ids)]
             objects, views = [objects[k] for k in kept], [shown[k] for k in kept]
             if not objects:
@@ -171,8 +173,8 @@ class Views:
             raise DataError(f"{self.path}: split {split!r} is empty")
         return numbers
 
-    def _shown(self, number: int, ids: NDArray[np.int64], wanted: ViewFilter) -> NDArray[np.int64]:
-        cameras = [self.store.camera(view) for view in ids.tolist()]
+    def _shown(self, number: int, ids: Sequence[int], wanted: ViewFilter) -> Sequence[int]:
+        cameras = [self.store.camera(view) for view in ids]
         extrinsics = [camera[1] for camera in cameras if camera is not None]
         if len(extrinsics) < len(cameras):
             raise DataError(
@@ -185,27 +187,27 @@ class Views:
             shown &= within(azimuth, list(wanted.azimuth))
         if wanted.elevation is not None:
             shown &= within(elevation, list(wanted.elevation))
-        return ids[shown]
+        return np.asarray(ids)[shown].tolist()
 
     def _provided(self) -> frozenset[str]:
         provides = {"images", "object_ids", "view_ids"}
-        if any(self.store.camera(view) is not None for ids in self._views for view in ids.tolist()):
+        if self.store.holds("cameras") and any(self.store.camera(view) is not None for view in self._all_views()):
             provides.add("cameras")
-        if self.options.captions != "none" and self._has_captions():
+        if self.options.captions != "none" and self.store.holds("captions") and self._has_captions():
             provides.add("captions")
-        provides |= {name for name in ("depth", "masks") if getattr(self.options, name)}
-        return frozenset(provides)
+        return frozenset(provides | {name for name in ("depth", "masks") if getattr(self.options, name)})
 
     def _has_captions(self) -> bool:
-        return any(map(self.store.captions, self._objects)) or any(
-            self.store.view_captions(view) for ids in self._views for view in ids.tolist()
-        )
+        return any(map(self.store.captions, self._objects)) or any(map(self.store.view_captions, self._all_views()))
+
+    def _all_views(self) -> Iterator[int]:
+        return chain.from_iterable(self._views)
 
     def _check_maps(self) -> None:
-        if self.options.depth and not any(self.store.has_depth(view) for ids in self._views for view in ids.tolist()):
+        if self.options.depth and not any(map(self.store.has_depth, self._all_views())):
             raise DataError(f"{self.path}: depth: true, but no view of the source has depth")
         for number, ids in zip(self._objects, self._views, strict=True) if self.options.masks else ():
-            if missing := sum(not self.store.has_mask(view) for view in ids.tolist()):
+            if missing := sum(not self.store.has_mask(view) for view in ids):
                 raise DataError(
                     f"{self.path}: masks: true, but {missing} of the {len(ids)} views of object "
                     f"{self.store.object_ids[number]!r} have no mask"

@@ -114,7 +114,7 @@ class SourceSampler:
     def __init__(self, source: SourceSpecification, seed: int) -> None:
         self.source = source
         self._key = (seed % 2**64, zlib.crc32(source.name.encode()))
-        views = [np.asarray(source.dataset.views_of(i), dtype=np.int64) for i in range(len(source.dataset))]
+        views = [_as_array(source.dataset.views_of(i)) for i in range(len(source.dataset))]
         self._view_counts = np.fromiter((len(ids) for ids in views), np.int64, len(views))
         self._offsets = np.concatenate([[0], np.cumsum(self._view_counts)])
         self._views = np.concatenate(views) if views else np.empty(0, np.int64)
@@ -229,6 +229,12 @@ class TransformGenerators:
     def __call__(self, position: int) -> np.random.Generator:
         counter = np.array([0, 0, 0, position], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(counter=counter, key=self._philox_key))
+
+
+def _as_array(ids: Sequence[int]) -> Integers:
+    if isinstance(ids, range):  # several times faster than reading its members
+        return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64)
+    return np.asarray(ids, dtype=np.int64)
 
 
 def steps_per_epoch(source: SourceSpecification) -> int:
