@@ -55,7 +55,7 @@ def loss(factory: object = "m:F", config: object = None, **values: object) -> Re
     return Registered("ovt", LossSpec(name="vc", summary="x", factory=factory, config=config, **values))  # type: ignore[arg-type]
 
 
-# --- resolve ------------------------------------------------------------------------------------------------------------
+# --- resolve ------------------------------------------------------------------------------------------------
 
 
 def test_resolve_finds_nested_names_and_passes_objects_through():
@@ -87,7 +87,7 @@ def test_a_module_that_fails_on_import_is_named(install):
         resolve("third_bad:X", "bad.x")
 
 
-# --- options --------------------------------------------------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------------------------------
 
 
 def test_options_take_plain_yaml_values():
@@ -148,7 +148,7 @@ def test_a_config_that_is_no_model_is_the_plugins_fault():
         options(loss(config="math:pi"), {}, "w")
 
 
-# --- needs and provides ------------------------------------------------------------------------------------------------------
+# --- needs and provides -------------------------------------------------------------------------------------
 
 
 def test_methods_of_the_options_win_over_the_spec():
@@ -178,7 +178,7 @@ def test_failing_or_wrong_needs_name_the_part():
         provides_of(loss(config=Bad), Bad())
 
 
-# --- make: contracts --------------------------------------------------------------------------------------------------------
+# --- make: contracts ----------------------------------------------------------------------------------------
 
 
 class GoodLoss(nn.Module):
@@ -341,7 +341,7 @@ def test_a_constructor_that_fails_is_named_and_its_own_clear_errors_pass():
         make(loss(GoodLoss, Needed), Needed(rank=1))
 
 
-# --- build ------------------------------------------------------------------------------------------------------------------
+# --- build --------------------------------------------------------------------------------------------------
 
 SOURCE = """
 from mvcore.api import *
@@ -360,7 +360,8 @@ class ScaledOptions(Options):
 
 @hookimpl
 def mvcore_register_losses():
-    return [LossSpec(name=n, summary="s", factory="third_mine:Scaled", config=ScaledOptions) for n in ("scaled", "both")]
+    names = ("scaled", "both")
+    return [LossSpec(name=n, summary="s", factory="third_mine:Scaled", config=ScaledOptions) for n in names]
 
 @hookimpl
 def mvcore_register_encoders():
@@ -412,5 +413,6 @@ def test_a_built_loss_runs(mine):
     value = build({"id": "mine.scaled"})(Features({"view": view}), None)
     value.backward()
     assert value.item() == 0
+    assert view.grad is not None
     assert torch.equal(view.grad, torch.zeros(2, 3))
     assert "mine.scaled" in load_plugins().specs("loss")

@@ -79,7 +79,7 @@ def full(install, monkeypatch):
     return install
 
 
-# --- the group ----------------------------------------------------------------------------------------------------------
+# --- the group ----------------------------------------------------------------------------------------------
 
 
 def test_help_lists_all_commands_by_summary_without_importing_them(full, capsys):
@@ -166,7 +166,7 @@ def test_a_command_whose_module_fails_names_itself(full, capsys):
     assert cli.run(["plugins", "list"]) == 0
 
 
-# --- plugins ------------------------------------------------------------------------------------------------------------
+# --- plugins ------------------------------------------------------------------------------------------------
 
 
 def test_list_as_table_and_json(full, capsys):
@@ -254,7 +254,7 @@ def test_parts_without_options_can_be_shown(capsys):
     assert "mvcore:recipes/pretrain.yaml" in capsys.readouterr().out
 
 
-# --- recipes and doctor -----------------------------------------------------------------------------------------------
+# --- recipes and doctor -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def test_doctor_is_content_without_broken_plugins(install, monkeypatch, capsys):
     assert {"check": "core.plugins", "status": "ok", "text": "1 plugins loaded", "advice": ""} in rows
 
 
-# --- a process of its own ----------------------------------------------------------------------------------------------
+# --- a process of its own -----------------------------------------------------------------------------------
 
 PROBE = """
 import sys

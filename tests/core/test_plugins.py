@@ -199,7 +199,7 @@ def test_plugins_are_asked_once(install, capsys):
     assert capsys.readouterr().err == "asked\n"
 
 
-# --- MVCORE_PLUGINS and MVCORE_STRICT_PLUGINS -------------------------------------------------------------------------
+# --- MVCORE_PLUGINS and MVCORE_STRICT_PLUGINS ---------------------------------------------------------------
 
 
 def test_the_variable_restricts_and_adds(install, monkeypatch):
@@ -267,7 +267,7 @@ def test_strict_accepts_disabled_plugins(install, monkeypatch):
     assert load_plugins().has("core")
 
 
-# --- look-up ----------------------------------------------------------------------------------------------------------
+# --- look-up ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_warnings_name_broken_plugins_that_are_not_used(install, monkeypatch, ca
         warn_about_broken({"good", "bad"})
 
 
-# --- plugins that the user names -------------------------------------------------------------------------------------
+# --- plugins that the user names ----------------------------------------------------------------------------
 
 FILE = HEAD + (
     "class Mine:\n    pass\n"
@@ -408,7 +408,7 @@ def test_registering_again_replaces(install):
         registry.register(_module("x"), name="duoduo")
 
 
-# --- hooks with arguments ---------------------------------------------------------------------------------------------
+# --- hooks with arguments -----------------------------------------------------------------------------------
 
 
 class _Asked:
@@ -459,7 +459,7 @@ def test_hooks_with_arguments_ask_only_the_named_plugins_each_alone():
         registry.call("mvcore_check_run", ["nobody"], config=1, plan=2)
 
 
-# --- the hook set -----------------------------------------------------------------------------------------------------
+# --- the hook set -------------------------------------------------------------------------------------------
 
 
 def test_every_spec_type_has_a_registration_hook():
