@@ -17,10 +17,13 @@ from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.evaluation.retrieval import Retrieval, best_ranks
 from mvcore.evaluation.runner import evaluate
 from mvcore.evaluation.view_consistency import Consistency
+from mvcore.evaluation.viewpoints import azimuths, nearest_step
 from mvcore.evaluation.zero_shot import ZeroShot
 from mvcore.model import Model, Pipeline
 from mvcore.parts import Backbone, IndexedDataset
-from mvcore.types import ViewBatch
+from mvcore.report.figures import accuracy_by_azimuth
+from mvcore.types import Cameras, ViewBatch
+from mvcore_data.viewpoints import azimuth_elevation
 from torch import Tensor, nn
 
 WORDS = ("cup", "fish", "lamp")
@@ -63,6 +66,20 @@ class LettersAndPixels(Backbone):
         self.requires_grad_(mode == "all")
 
 
+def cameras_at(azimuths: Tensor, elevation: float = 20.0) -> Tensor:
+    """(N, 4, 4) cameras at distance 2 that look at the origin, Y up."""
+    az, el = torch.deg2rad(azimuths.double()), torch.deg2rad(torch.full_like(azimuths.double(), elevation))
+    position = 2 * torch.stack([el.cos() * az.sin(), el.sin(), el.cos() * az.cos()], dim=1)
+    forward = nn.functional.normalize(-position, dim=1)
+    right = nn.functional.normalize(
+        torch.linalg.cross(forward, torch.tensor([[0.0, 1, 0]]).double().expand_as(forward)), dim=1
+    )
+    rotation = torch.stack([right, torch.linalg.cross(forward, right), forward], dim=1)
+    matrix = torch.eye(4).double().repeat(len(az), 1, 1)
+    matrix[:, :3, :3], matrix[:, :3, 3] = rotation, -(rotation @ position[:, :, None]).squeeze(2)
+    return matrix.float()
+
+
 class InMemory:
     """Objects of random pixels with captions and categories."""
 
@@ -76,6 +93,7 @@ class InMemory:
         self.store_key, self.n_store_objects, self.n_store_views = f"memory-{seed}", len(counts), int(sum(counts))
         self.categories: list[str | None] = [WORDS[i % len(WORDS)] for i in range(len(counts))]
         self.with_captions = captions
+        self.azimuths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,6 +112,8 @@ class InMemory:
                 "caption_object": torch.zeros(2, dtype=torch.int64),
                 "caption_view": torch.tensor([-1, 0]),
             }
+        if self.azimuths is not None:
+            texts["cameras"] = Cameras(torch.eye(3).repeat(len(rows), 1, 1), cameras_at(self.azimuths[list(views)]))
         return ViewBatch.make(
             [len(rows)],
             images=self.images[i][rows],
@@ -337,3 +357,29 @@ def test_broken_features_and_empty_sources_are_named(model: Model, tmp_path: Pat
     for evaluator in (ZeroShot(), Consistency(), Retrieval()):
         with pytest.raises(DataError, match=r"on source 's': .*the model gives broken features"):
             evaluator(model, data, tmp_path)
+
+
+def test_accuracy_by_azimuth(model: Model, tmp_path: Path) -> None:
+    data = InMemory([4] * 6)
+    data.azimuths = torch.tensor([0.0, 91.0, 180.0, -90.0] * 6)
+    found, _ = azimuth_elevation(data.load(0, range(4), None).cameras.world_to_camera)  # pyright: ignore
+    assert found == pytest.approx([0, 91, 180, -90], abs=1e-4)
+    result = ZeroShot(templates=["{}"])(model, {"s": data}, tmp_path)
+    angles, accuracy = accuracy_by_azimuth(result, ["s"])
+    assert angles.tolist() == [-90, 0, 90, 180]
+    heads = nn.functional.normalize(model.encode_text(list(WORDS)).double(), dim=1)
+    right = [[int((heads @ v).argmax()) == i % 3 for v in views] for i, views in enumerate(views_of(model, data))]
+    assert accuracy == pytest.approx(np.mean(right, axis=0)[[3, 0, 1, 2]])
+    data.azimuths = None
+    assert accuracy_by_azimuth(ZeroShot(templates=["{}"])(model, {"s": data}, tmp_path), ["s"])[0].size == 0
+
+
+def test_azimuths_agree_with_the_data_packages() -> None:
+    angles = torch.linspace(-179, 180, 40)
+    cameras = cameras_at(angles)
+    valid = torch.arange(40) != 3
+    batch = ViewBatch.make([40], cameras=Cameras(torch.eye(3).repeat(40, 1, 1), cameras), camera_valid=valid)
+    ours = azimuths(batch)
+    assert ours[valid].numpy() == pytest.approx(azimuth_elevation(cameras)[0][valid.numpy()], abs=1e-4)
+    assert ours.isnan().tolist() == [not v for v in valid.tolist()]
+    assert nearest_step(torch.tensor([-179.0, 179.0, 7.0, 8.0, -7.6])).tolist() == [180, 180, 0, 15, -15]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mvcore.errors import DataError
+from mvcore.evaluation.viewpoints import azimuths
 from mvcore.model import Model
 from mvcore.parts import Embedded, IndexedDataset
 from mvcore.training.embedding import embed_dataset
@@ -39,15 +40,17 @@ class _Pass:
     dataset: IndexedDataset
     embedded: Embedded
     captions: CaptionPairs
+    azimuths: Tensor
 
 
 @dataclass
-class _CaptionRecorder:
-    """Collects captions while a source is embedded, so that no image is decoded twice."""
+class _Recorder:
+    """Collects captions and viewpoints while a source is embedded, so that no image is decoded twice."""
 
     texts: dict[str, int] = field(default_factory=dict[str, int])
     views: list[Tensor] = field(default_factory=list[Tensor])
     columns: list[Tensor] = field(default_factory=list[Tensor])
+    angles: list[Tensor] = field(default_factory=list[Tensor])
     n_views: int = 0
 
     def add(self, batch: ViewBatch) -> None:
@@ -56,6 +59,7 @@ class _CaptionRecorder:
             rows, columns = batch.positives().nonzero(as_tuple=True)
             self.views.append(rows + self.n_views)
             self.columns.append(numbers[columns])
+        self.angles.append(azimuths(batch))
         self.n_views += batch.n_views
 
     def pairs(self) -> CaptionPairs:
@@ -95,6 +99,10 @@ class Embedder:
         """The captions of a source's views."""
         return self._pass(source, dataset, VIEW).captions
 
+    def azimuths(self, source: str, dataset: IndexedDataset) -> Tensor:
+        """(N,) azimuth of each view's camera in degrees, NaN where it is not known."""
+        return self._pass(source, dataset, VIEW).azimuths
+
     def encode_texts(self, texts: Sequence[str], per_batch: int) -> Tensor:
         """(T, D) float32 on the CPU, encoded `per_batch` at a time."""
         batches = [list(texts[start : start + per_batch]) for start in range(0, len(texts), per_batch)]
@@ -107,7 +115,7 @@ class Embedder:
         missing = keys if seen is None else keys - seen.embedded.features.keys()
         if seen is not None and not missing:
             return seen
-        recorder = _CaptionRecorder()
+        recorder = _Recorder()
 
         def features_of(batch: ViewBatch, wanted: frozenset[str]) -> Features:
             recorder.add(batch)
@@ -118,5 +126,5 @@ class Embedder:
         embedded = embed_dataset(features_of, dataset, missing, views_per_batch=self.model.views_per_batch)
         if seen is not None:
             embedded = replace(embedded, features={**seen.embedded.features, **embedded.features})
-        self._passes[source] = _Pass(dataset, embedded, recorder.pairs())
+        self._passes[source] = _Pass(dataset, embedded, recorder.pairs(), torch.cat(recorder.angles))
         return self._passes[source]

@@ -21,6 +21,7 @@ from mvcore.evaluation.embedder import Embedder
 from mvcore.evaluation.options import ZeroShotOptions, check_names
 from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
 from mvcore.evaluation.statistics import figure_over_objects, group_means, ratio_samples
+from mvcore.evaluation.viewpoints import nearest_step
 from mvcore.model import Model
 from mvcore.parts import Embedded, IndexedDataset
 
@@ -136,7 +137,8 @@ class _Classes:
 class ZeroShot:
     """Top-k accuracy over views, `core.zero_shot/top1/<source>`, with intervals over objects.
 
-    Also `core.zero_shot/agreement/<source>`, the share of an object's views that have its most common prediction.
+    Also `core.zero_shot/agreement/<source>`, the share of an object's views that have its most common prediction, and
+    where cameras are known `core.zero_shot/azimuth/<source>/<degrees>`, top-1 by viewpoint.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -163,7 +165,7 @@ class ZeroShot:
             embedded = embedder.embed(name, sources[name])
             ranks, predicted = _classify(embedded, classifier, labels[name], name)
             found, table = self._source(name, sources[name], embedded, ranks, predicted, labels[name], classes)
-            figures += found
+            figures += [*found, *_by_azimuth(name, embedder.azimuths(name, sources[name]), ranks)]
             tables.append(table)
         return EvalResult([*figures, *self._groups(figures)], tables)
 
@@ -265,6 +267,21 @@ def _modal_counts(owners: Tensor, predicted: Tensor, n_objects: int, n_classes: 
     keys, counts = torch.unique(owners * n_classes + predicted, return_counts=True)
     modal = torch.zeros(n_objects, dtype=torch.float64)
     return modal.scatter_reduce_(0, keys // n_classes, counts.double(), reduce="amax")
+
+
+def _by_azimuth(source: str, angles: Tensor, ranks: Tensor) -> list[Figure]:
+    known = ~angles.isnan()
+    steps, right = nearest_step(angles[known]), (ranks[known] < 1).double()
+    return [
+        Figure(
+            f"{ID}/azimuth/{source}/{step}",
+            float(right[steps == step].mean()),
+            int((steps == step).sum()),
+            f"Top-1 accuracy of views of {source} whose camera's azimuth is nearest to {step} degrees, 0 to 1.",
+            percent=True,
+        )
+        for step in torch.unique(steps).tolist()
+    ]
 
 
 def _per_class(source: str, ranks: Tensor, labels: Tensor, classes: _Classes) -> Table:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from mvcore.evaluation.results import EvalResult
+
 DPI = 150
 COLOURS = ("#8a8a8a", "#e1812c", "#1f6fb4", "#3a923a", "#845b97", "#c03d3e")
 """Rows in their order: the untouched model is grey."""
@@ -126,6 +128,24 @@ def draw_by_viewpoint(
     _finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=len(curves), loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return _save(figure, path)
+
+
+def accuracy_by_azimuth(result: EvalResult, sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuths and top-1 of what `core.zero_shot` found on `sources` together, for `draw_by_viewpoint`.
+
+    Returns:
+        (K,) degrees, increasing, and (K,) shares of right views; empty where no camera is known.
+    """
+    right: dict[int, float] = {}
+    views: dict[int, int] = {}
+    for figure in result.figures:
+        parts = figure.name.split("/")
+        if len(parts) == 4 and parts[1] == "azimuth" and parts[2] in sources:
+            angle = int(parts[3])
+            right[angle] = right.get(angle, 0.0) + figure.value * figure.n
+            views[angle] = views.get(angle, 0) + figure.n
+    angles = sorted(views)
+    return np.array(angles, np.float64), np.array([right[a] / views[a] for a in angles], np.float64)
 
 
 def draw_training_curves(metrics: Path, path: Path, *, title: str = "Training", prefix: str = "train/") -> Path | None:
