@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -176,6 +177,15 @@ class RunConfig(Options):
         on = measured.get("on") or {}
         measured["on"] = _named(dict.fromkeys(on) if isinstance(on, (list, tuple)) else on)
         return {**values, "validate": measured}
+
+    @field_validator("adapters", "data", "losses", "trainers")
+    @classmethod
+    def _plain_names(cls, parts: dict[str, Any]) -> dict[str, Any]:
+        # Names become part of checkpoint keys, metric names and random seeds.
+        for name in parts:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"{name!r} cannot be a name; use letters, digits, '_', '-' and '.'")
+        return parts
 
     @model_validator(mode="after")
     def _has_work(self) -> RunConfig:

@@ -18,6 +18,7 @@ from mvcore.types import Features, ViewBatch, concatenate, split_objects
 
 Batches = Mapping[str, ViewBatch]
 Backward = Callable[[Tensor], Any]
+Observer = Callable[[ViewBatch, Features], None]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Objective(nn.Module):
         image_sizes: side of each source's images; sources of equal size and keys are encoded in one pass.
         publishers: by state key, the trainer's `state` method.
         state_axes: by state key, what its rows stand for.
+
+    Attributes:
+        observers: by source, who is shown each step's detached features of all ranks.
     """
 
     def __init__(
@@ -79,7 +83,8 @@ class Objective(nn.Module):
         self.terms = tuple(terms)
         self.losses = nn.ModuleList(term.module for term in terms)
         self.publishers = dict(publishers or {})
-        self.state_axes = {key.removeprefix(STATE): axis for key, axis in (state_axes or {}).items()}
+        self.state_axes: dict[str, Axis] = {key.removeprefix(STATE): axis for key, axis in (state_axes or {}).items()}
+        self.observers: dict[str, list[Observer]] = {}
         self.keys = dict(keys)
         groups: dict[tuple[int, frozenset[str]], list[str]] = {}
         for name, size in image_sizes.items():
@@ -94,6 +99,7 @@ class Objective(nn.Module):
         """Computes all terms on whole batches and their gradient; the batches may be on the host."""
         with parametrize.cached():
             rows = self.encode({name: self._moved(batch) for name, batch in batches.items()})
+            self._show(rows)
             outcome = self.evaluate(rows, self.terms)
             backward(outcome.total)
         return self._detached(outcome)
@@ -126,6 +132,7 @@ class Objective(nn.Module):
                 parts[name].append(_Rows(rows.features.restricted(held[name], "gradient cache"), rows.batch))
         totals = {name: sum_over_ranks(count) for name, count in counts.items()}
         leaves = {name: _leaf(_joined(rows)) for name, rows in parts.items()}
+        self._show(leaves)
         outcome = Outcome(torch.zeros((), device=self.device))
         if whole:
             outcome = self.evaluate(leaves, whole)
@@ -146,6 +153,16 @@ class Objective(nn.Module):
                         self._add_term(outcome, term, value.detach())
                 backward(surrogate)
         return outcome
+
+    def _show(self, rows: Mapping[str, _Rows]) -> None:
+        """Hands the detached features of all ranks to those who observe them."""
+        for name, observers in self.observers.items():
+            features, batch = rows[name].features, rows[name].batch
+            values = {key: _as_float32(features[key]).detach() for key in features}
+            with torch.no_grad():
+                shown = gather(Features(values, axes=features.axes), batch, self.state_axes)
+                for observer in observers:
+                    observer(shown[1], shown[0])
 
     def _add_term(self, outcome: Outcome, term: Term, value: Tensor) -> None:
         outcome.terms[term.name] = outcome.terms.get(term.name, torch.zeros((), device=self.device)) + value
@@ -178,7 +195,8 @@ class Objective(nn.Module):
             for name in names:
                 batch = batches[name]
                 found[name] = _Rows(_sliced(features, starts, batch.sizes), batch)
-                starts = {axis: starts[axis] + size for axis, size in batch.sizes.items()}
+                for axis, size in batch.sizes.items():
+                    starts[axis] += size
         return found
 
     def _encode_one(self, name: str, batch: ViewBatch) -> _Rows:

@@ -1,0 +1,100 @@
+"""Checkpoints on disk: a folder with what trains as safetensors and the loop's state, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mvcore.errors import DataError, WeightsError
+
+WEIGHTS = "weights.safetensors"
+STATE = "state.pt"
+
+
+class FolderCheckpoint(CheckpointIO):
+    """Lightning's seam for checkpoints: a folder of two files that appears in one rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
+            weights = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
+            save_weights(partial / WEIGHTS, weights)
+            torch.save(rest, partial / STATE)
+            for name in (WEIGHTS, STATE):
+                _sync(partial / name)
+            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+            if target.exists():
+                target.replace(old)
+            partial.replace(target)
+            _sync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise DataError(
+                f"{target}: the checkpoint could not be written: {error.strerror}; free space and resume"
+            ) from None
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        target = Path(path)
+        try:
+            state: dict[str, Any] = torch.load(target / STATE, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise WeightsError(f"{target}: no checkpoint there (a folder with {WEIGHTS} and {STATE})") from None
+        except Exception as error:
+            raise WeightsError(f"{target / STATE}: damaged or not a checkpoint ({type(error).__name__})") from None
+        return {**state, "state_dict": load_weights(target / WEIGHTS)}
+
+    def remove_checkpoint(self, path: Any) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, partial, metadata)
+        _sync(partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path}: weights could not be written: {error}") from None
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file.
+
+    Raises:
+        WeightsError: absent or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such weights") from None
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged or not safetensors ({error})") from None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""`mvcore eval`: runs, exports and plain models side by side on the same data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mvcore.errors import ConfigError
+
+DEFAULT = ("core.zero_shot", "core.consistency")
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, exports or open_clip names.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A store, or NAME=STORE; may be repeated. Default: what the run measured on."),
+    ] = None,
+    on: Annotated[list[str] | None, typer.Option(help="An evaluator; may be repeated or hold commas.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split of the stores.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and pictures.")] = Path(
+        "evaluation"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of errors.")] = False,
+) -> None:
+    """Measures models on multi-view data and prints them side by side, with intervals."""
+    from rich.console import Console
+
+    from mvcore.evaluation.runner import evaluate as measure
+    from mvcore.loading import load
+    from mvcore.report.tables import compare, save_comparison
+
+    console = Console()
+    wanted = [part for text in (on or DEFAULT) for part in text.split(",") if part]
+    loaded = [load(name, device=device) for name in models]
+    sizes = {model.backbone.image_size for model in loaded}
+    if len(sizes) > 1:
+        raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
+    sources = _sources(data, models, split, next(iter(sizes)))
+    evaluators = _evaluators(wanted)
+    rows: dict[str, Any] = {}
+    for number, (name, model) in enumerate(zip(models, loaded, strict=True)):
+        label = Path(name).name or name
+        label = label if label not in rows else f"{label} ({number + 1})"
+        with console.status(f"measuring {name}"):
+            rows[label] = measure(model, evaluators, sources, output / label.replace(":", "-"))
+    comparison = compare(rows, title="Evaluation")
+    save_comparison(comparison, output)
+    console.print(comparison.to_rich())
+    console.print(f"saved in {output}", markup=False, highlight=False)
+
+
+def _evaluators(ids: list[str]) -> dict[str, Any]:
+    from mvcore import build
+    from mvcore.plugins import load_plugins
+
+    found: dict[str, Any] = {}
+    for name in ids:
+        registered = load_plugins().spec("evaluator", name)
+        found[name] = build.make(registered, build.options(registered, {}, name))
+    return found
+
+
+def _sources(data: list[str] | None, models: list[str], split: str | None, image_size: int | None) -> dict[str, Any]:
+    from mvcore import build
+    from mvcore.plugins import load_plugins
+    from mvcore.run_folder import is_run, read_config
+
+    registry = load_plugins()
+    entries: dict[str, tuple[str, dict[str, Any]]] = {}
+    if data:
+        for text in data:
+            name, equals, path = text.partition("=")
+            name, path = (name, path) if equals else (Path(text).name or "data", text)
+            args: dict[str, Any] = {"path": path, "image_size": image_size, "split": split}
+            entries[name] = ("data.views", {key: value for key, value in args.items() if value is not None})
+    else:
+        run = next((Path(name) for name in models if is_run(Path(name))), None)
+        if run is None:
+            raise ConfigError("name the data to measure on: --data STORE")
+        for name, part in read_config(run).validation.data.items():
+            entries[name] = (part.id, part.args)
+    made: dict[str, Any] = {}
+    for name, (part_id, args) in entries.items():
+        registered = registry.spec("dataset", part_id)
+        made[name] = build.make(registered, build.options(registered, args, f"--data {name}"))
+    return made
+
+
+app = typer.Typer(add_completion=False)
+app.command("eval")(evaluate)

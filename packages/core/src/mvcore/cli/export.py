@@ -1,0 +1,31 @@
+"""`mvcore export`: a run's weights for a plain library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    to: Annotated[str, typer.Option(help="The library: open_clip.")] = "open_clip",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder; default: RUN/export-LIBRARY.")
+    ] = None,
+    which: Annotated[str, typer.Option(help="The checkpoint: last or best.")] = "last",
+    strength: Annotated[float, typer.Option(help="How much of what was learnt is applied; 1 = all.")] = 1.0,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of errors.")] = False,
+) -> None:
+    """Merges what can be merged, writes the library's own files, reloads them there and prints the difference."""
+    from mvcore.exporting import export as write
+    from mvcore.loading import load
+    from mvcore.run_folder import read_config, read_record
+    from mvcore.running import describe_export
+
+    record, config = read_record(run), read_config(run)
+    model = load(run, strength, which=which)
+    entries = {name: config.adapters[name] for name in record.adapters}
+    done = write(model, output or run / f"export-{to.replace('_', '-')}", to=to, adapters=entries)
+    typer.echo(describe_export(done))

@@ -1,0 +1,150 @@
+"""The way back: a model's weights for the plain library, checked by loading them there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvcore.checkpoint import load_weights, save_weights
+from mvcore.config import Part
+from mvcore.errors import ConfigError, WeightsError
+from mvcore.loading import EXPORT, make_run_pipeline
+from mvcore.lora import merge_lora
+from mvcore.model import Model, Pipeline, evaluating
+from mvcore.run_folder import write_text
+from mvcore.training.module import load_pipeline_state, trained_state
+
+LIBRARIES = ("open_clip",)
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+BESIDE = "mvcore_adapters.safetensors"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote.
+
+    Args:
+        folder: holds the library's own files, and `mvcore_adapters.safetensors` where something could not be merged.
+        merged, beside: names of the adapters folded into the weights, and of those exported beside them.
+        largest_difference: between unit image and text vectors of the merged model here and in the plain library.
+    """
+
+    folder: Path
+    merged: tuple[str, ...]
+    beside: tuple[str, ...]
+    largest_difference: float
+
+
+def export(model: Model, folder: Path, *, to: str = "open_clip", adapters: dict[str, Part] | None = None) -> Export:
+    """Merges what can be merged, writes the library's own files, reloads them in the plain library and compares.
+
+    The model is changed: merged adapters are gone from it.
+
+    Args:
+        folder: must not exist yet.
+        adapters: the run's adapter entries by name, so that what is exported beside can be made again.
+
+    Raises:
+        ConfigError: another library than the model's, or the folder exists.
+        WeightsError: the plain library does not give the same vectors.
+    """
+    if to not in LIBRARIES or model.backbone.library != to:
+        raise ConfigError(
+            f"--to {to}: this model is of {model.backbone.library}; it can go to {model.backbone.library}"
+        )
+    if folder.exists():
+        raise ConfigError(f"{folder} exists and is never overwritten; name another")
+    pipeline = model.pipeline
+    merged = tuple(link.name for link in pipeline.links if _merge(link.module))
+    merge_lora(pipeline.backbone.model)
+    beside = tuple(link for link in pipeline.links if link.name not in merged)
+    partial = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write(pipeline, partial, merged, beside, adapters or {})
+        difference = compare_with_plain(pipeline, partial)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Export(folder, merged, tuple(link.name for link in beside), difference)
+
+
+def _merge(module: nn.Module) -> bool:
+    merge = getattr(module, "merge", None)
+    return bool(merge()) if merge is not None else False
+
+
+def _write(
+    pipeline: Pipeline, folder: Path, merged: Iterable[str], beside: Iterable[Any], adapters: dict[str, Part]
+) -> None:
+    backbone: Any = pipeline.backbone
+    save_weights(folder / WEIGHTS, dict(backbone.model.state_dict()))
+    write_text(folder / CONFIG, json.dumps(backbone.library_config(), indent=1) + "\n")
+    left: dict[str, Tensor] = {}
+    entries: dict[str, Any] = {}
+    for link in beside:
+        left |= {f"adapters/{link.name}/{key}": value for key, value in trained_state(link.module).items()}
+        if link.name in adapters:
+            entries[link.name] = adapters[link.name].flat()
+    if left:
+        save_weights(folder / BESIDE, left)
+    about = {"library": backbone.library, "merged": list(merged), "beside": entries}
+    write_text(folder / EXPORT, json.dumps(about, indent=1) + "\n")
+
+
+def load_export(folder: Path, *, plain: bool = False) -> Pipeline:
+    """The model of an exported folder; `plain` leaves out what could not be merged, as the library alone would.
+
+    Raises:
+        WeightsError: damaged or incomplete.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        entries = {name: Part.model_validate(entry) for name, entry in about["beside"].items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder / EXPORT}: damaged: {error}") from None
+    encoder = Part(id=f"core.{about['library']}", args={"model": f"local-dir:{folder.absolute()}"})
+    pipeline = make_run_pipeline(encoder, {} if plain else entries, seed=0)
+    if entries and not plain:
+        load_pipeline_state(pipeline, load_weights(folder / BESIDE))
+    return pipeline
+
+
+def compare_with_plain(pipeline: Pipeline, folder: Path, tolerance: float = 1e-4) -> float:
+    """Loads an export strictly into the plain library, without mvcore's classes, and compares unit vectors.
+
+    Returns:
+        The largest absolute difference over a few images and texts.
+
+    Raises:
+        WeightsError: it is larger than `tolerance`.
+    """
+    import open_clip
+
+    backbone: Any = pipeline.backbone
+    plain: Any = open_clip.create_model(f"local-dir:{folder.absolute()}", require_pretrained=True).eval()
+    size = backbone.image_size
+    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    texts = ["a photo of a chair", "a red striped mug"]
+    with evaluating(pipeline):
+        pixels = backbone.normalise(images.to(backbone.device))
+        mine = [backbone.model.encode_image(pixels), backbone.encode_text(texts)]
+    with torch.no_grad():
+        theirs = [plain.encode_image(pixels.cpu()), plain.encode_text(backbone.tokenizer(texts))]
+    unit = nn.functional.normalize
+    difference = max(
+        float((unit(a.cpu().float(), dim=-1) - unit(b.float(), dim=-1)).abs().max())
+        for a, b in zip(mine, theirs, strict=True)
+    )
+    if not difference <= tolerance:
+        raise WeightsError(f"the plain library gives other vectors (largest difference {difference:.2g}); not exported")
+    return difference

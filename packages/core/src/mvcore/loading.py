@@ -1,0 +1,113 @@
+"""`mvcore.load`: a run, an export or a plain library model, ready for use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvcore import build
+from mvcore.checkpoint import WEIGHTS, load_weights
+from mvcore.config import Part
+from mvcore.errors import ConfigError, WeightsError
+from mvcore.model import Model, Pipeline
+from mvcore.plugins import load_plugins
+from mvcore.run_folder import checkpoint_of, is_run, read_config, read_record
+from mvcore.training.assembly import frozen_digest, make_pipeline
+from mvcore.training.module import load_pipeline_state, under
+from mvcore.training.planner import Chosen
+
+EXPORT = "mvcore_export.json"
+
+
+def load(
+    source: str | Path, strength: float = 1.0, *, which: str = "last", device: str | torch.device = "cpu"
+) -> Model:
+    """A model for use.
+
+    Args:
+        source: a run's folder, an exported folder, an open_clip name (`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`) or a
+            JSON model config of open_clip.
+        strength: how much of what was learnt is applied: 0 = the untouched model, 1 = as trained.
+        which: `last` or `best` checkpoint of a run.
+        device: where it shall run.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        MvcoreError: nothing there, damaged, or made for other base weights.
+    """
+    path = Path(source).expanduser()
+    if is_run(path):
+        pipeline = _load_run(path, strength, which)
+    elif strength != 1.0:
+        raise ConfigError(f"{source}: strength applies to runs; this is a plain model or an export")
+    elif (path / EXPORT).is_file():
+        from mvcore.exporting import load_export
+
+        pipeline = load_export(path)
+    else:
+        pipeline = _load_plain(str(source))
+    pipeline.eval().requires_grad_(False)
+    return Model(pipeline, name=str(source)).to(device)
+
+
+def chosen_encoder(args: Mapping[str, Any], part_id: str = "core.open_clip", name: str = "encoder") -> Chosen:
+    """An encoder part outside of a run's configuration."""
+    registered = load_plugins().spec("encoder", part_id)
+    options = build.options(registered, args, name)
+    return Chosen(
+        name, registered, options, build.needs_of(registered, options), build.provides_of(registered, options)
+    )
+
+
+def _load_plain(source: str) -> Pipeline:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{source}: neither a run nor an export (it has no run.json and no {EXPORT})")
+    if path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
+        raise ConfigError(f"{source}: weights alone do not say their model; name the run's folder or an export")
+    model, _, pretrained = (
+        source.partition(":") if not source.startswith(("hf-hub:", "local-dir:")) else (source, "", "")
+    )
+    return make_pipeline(chosen_encoder({"model": model, "pretrained": pretrained or None}), [], seed=0)
+
+
+def _load_run(folder: Path, strength: float, which: str) -> Pipeline:
+    if which not in ("last", "best"):
+        raise ConfigError(f"which must be 'last' or 'best', not {which!r}")
+    config, record = read_config(folder), read_record(folder)
+    pipeline = make_run_pipeline(config.encoder, {name: config.adapters[name] for name in record.adapters}, record.seed)
+    if frozen_digest(pipeline) != record.frozen_sha256:
+        raise WeightsError(
+            f"{folder}: was trained on other base weights than {config.encoder.args.get('pretrained')} of "
+            f"{config.encoder.args.get('model')} holds now; give it the file that it was trained from"
+        )
+    weights = load_weights(checkpoint_of(folder, which) / WEIGHTS)  # pyright: ignore[reportArgumentType]
+    apply_weights(pipeline, weights, strength)
+    return pipeline
+
+
+def make_run_pipeline(encoder: Part, adapters: Mapping[str, Part], seed: int) -> Pipeline:
+    """The model of a run before its training."""
+    chosen = [chosen_encoder(part.args, part.id, name) for name, part in adapters.items()]
+    return make_pipeline(chosen_encoder(encoder.args, encoder.id), chosen, seed)
+
+
+def apply_weights(pipeline: Pipeline, weights: Mapping[str, Tensor], strength: float = 1.0) -> None:
+    """Lays trained weights over a model, in full or in part."""
+    before = {name: p.detach().clone() for name, p in pipeline.backbone_parameters() if p.requires_grad}
+    load_pipeline_state(pipeline, weights)
+    if strength == 1.0:
+        return
+    with torch.no_grad():
+        for name, parameter in pipeline.backbone_parameters():
+            if name in before:
+                parameter.copy_(torch.lerp(before[name], parameter, strength))
+    for link in pipeline.links:
+        if under(f"adapters/{link.name}/", weights):
+            link.module.set_strength(strength)  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,208 @@
+"""A whole run: measure the untouched model, train the control and the method, measure, export, and compare."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mvcore.checkpoint import WEIGHTS, load_weights
+from mvcore.config import RunConfig
+from mvcore.errors import ConfigError, NonFiniteLossError
+from mvcore.evaluation.results import EvalResult
+from mvcore.evaluation.runner import evaluate
+from mvcore.exporting import export, load_export
+from mvcore.loading import apply_weights
+from mvcore.model import Model, Pipeline
+from mvcore.plugins import Registry
+from mvcore.report.tables import Comparison, compare, save_comparison
+from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
+from mvcore.training.assembly import frozen_digest, make_pipeline, open_sources
+from mvcore.training.fit import Interrupted, fit, prepare
+from mvcore.training.planner import Blueprint, Plan, choose, plan
+
+Rows = dict[str, dict[str, EvalResult]]
+
+
+@dataclass
+class Session:
+    """A validated run with its sources open; no weight is loaded yet."""
+
+    config: RunConfig
+    blueprint: Blueprint
+    plan: Plan
+    sources: Mapping[str, Any]
+    measured: Mapping[str, Any]
+    registry: Registry
+
+
+def open_session(config: RunConfig, registry: Registry) -> Session:
+    """Resolves the parts, opens the data and checks that everything fits together.
+
+    Raises:
+        MvcoreError: what does not, before any weight is loaded.
+    """
+    blueprint = choose(config, registry)
+    registry.warn_about_broken(blueprint.plugins | set(config.plugins))
+    sources, measured = open_sources(blueprint)
+    planned = plan(blueprint, sources, registry)
+    _ask_plugins(planned, registry)
+    return Session(config, blueprint, planned, sources, measured, registry)
+
+
+def _ask_plugins(planned: Plan, registry: Registry) -> None:
+    """What the run's plugins have against it: warnings on stderr, errors together in one line."""
+    errors: list[str] = []
+    for answer in registry.call("mvcore_check_run", planned.blueprint.plugins, config=planned.config, plan=planned):
+        if answer.error is not None:
+            raise answer.error
+        errors += [f"{answer.plugin}: {problem.text}" for problem in answer.items if problem.severity == "error"]
+        for problem in answer.items:
+            if problem.severity == "warning":
+                print(f"warning: {answer.plugin}: {problem.text}", file=sys.stderr)
+    if errors:
+        raise ConfigError("; ".join(errors))
+
+
+def control_config(config: RunConfig) -> RunConfig:
+    """The same run with the methods' own loss terms at weight 0: same steps, same data, same adapters.
+
+    Raises:
+        ConfigError: nothing would be left to train.
+    """
+    losses = {
+        name: part if part.id.startswith("core.") else part.model_copy(update={"weight": 0.0})
+        for name, part in config.losses.items()
+    }
+    if all(part.weight == 0 for part in losses.values()):
+        raise ConfigError("control: without the methods' own losses nothing is left to train; run with --no-control")
+    return config.model_copy(update={"losses": losses, "control": False})
+
+
+def run(config: RunConfig, folder: Path, yaml_text: str, registry: Registry, console: Console, title: str = "") -> Rows:
+    """Goes through all stages of one seed; stages that an earlier call finished are not done again.
+
+    Returns:
+        Results by row (`untouched`, `control`, `tuned`, `exported`) and evaluator.
+
+    Raises:
+        Interrupted: Ctrl-C, with everything saved.
+        MvcoreError: what went wrong.
+    """
+    session = open_session(config, registry)
+    rows: Rows = {}
+    measuring = bool(session.blueprint.evaluators)
+    if measuring:
+        untouched = make_pipeline(session.blueprint.encoder, [], config.run.seed)
+        rows["untouched"] = _measure(
+            session, Model(untouched), folder / "evaluation" / "untouched", console, "untouched"
+        )
+        del untouched
+    if config.control:
+        other = open_control(session)
+        control = _trained(other, folder / "control", yaml_text, console, f"{title}control")
+        if measuring:
+            rows["control"] = _measure(session, control, folder / "evaluation" / "control", console, "control")
+        del control
+    tuned = _trained(session, folder, yaml_text, console, f"{title}tuned")
+    if measuring:
+        rows["tuned"] = _measure(session, tuned, folder / "evaluation" / "tuned", console, "tuned")
+        if tuned.backbone.library == "open_clip":
+            rows["exported"] = _exported(session, tuned, folder, console)
+    return rows
+
+
+def open_control(session: Session) -> Session:
+    """The control of a run, on the same opened sources."""
+    config = control_config(session.config)
+    blueprint = choose(config, session.registry)
+    # A source that only the methods' own terms read has no reader here; its draws would change nothing else.
+    planned = plan(blueprint, session.sources, session.registry)
+    return Session(config, blueprint, planned, session.sources, session.measured, session.registry)
+
+
+def _trained(session: Session, folder: Path, yaml_text: str, console: Console, title: str) -> Model:
+    """The model of a finished training, trained now or before."""
+    record: RunRecord | None = read_record(folder) if is_run(folder) else None
+    training = prepare(session.plan, session.sources, folder)
+    if record is not None and record.status == "finished":
+        apply_weights(training.pipeline, load_weights(checkpoint_of(folder) / WEIGHTS))
+        return training.model
+    resume = checkpoint_of(folder) if record is not None and (folder / "checkpoints" / "last.json").exists() else None
+    record = RunRecord(
+        "running",
+        session.config.run.seed,
+        [part.name for part in session.plan.adapters],
+        frozen_digest(training.pipeline),
+        versions(),
+    )
+    if _is_first_rank():
+        write_text(folder / CONFIG, yaml_text)
+        record.save(folder)
+    evaluators = {part.name: part.make() for part in session.blueprint.evaluators}
+
+    def measure(model: Model, output: Path) -> Mapping[str, float]:
+        found = evaluate(model, evaluators, session.measured, output)
+        return {figure.name: figure.value for result in found.values() for figure in result.figures}
+
+    try:
+        fit(training, folder, title=title, console=console, resume=resume, measure=measure if evaluators else None)
+        record.status = "finished"
+    except Interrupted:
+        record.status = "stopped"
+        raise
+    except NonFiniteLossError:
+        record.status = "failed"
+        raise
+    finally:
+        if _is_first_rank():
+            record.save(folder)
+    return training.model
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _measure(session: Session, model: Model, output: Path, console: Console, row: str) -> dict[str, EvalResult]:
+    evaluators = {part.name: part.make() for part in session.blueprint.evaluators}
+    model.views_per_batch = session.config.validation.views_per_batch
+    with console.status(f"measuring {row}"):
+        return evaluate(model, evaluators, session.measured, output)
+
+
+def _exported(session: Session, tuned: Model, folder: Path, console: Console) -> dict[str, EvalResult]:
+    """Exports the tuned model and measures what the plain library has of it."""
+    target = folder / "export"
+    if not target.exists():
+        entries = {part.name: session.config.adapters[part.name] for part in session.plan.adapters}
+        done = export(tuned, target, adapters=entries)
+        console.print(describe_export(done))
+    plain: Pipeline = load_export(target, plain=True)
+    return _measure(session, Model(plain), folder / "evaluation" / "exported", console, "exported")
+
+
+def describe_export(done: Any) -> str:
+    """What an export did, in one or two lines."""
+    text = f"exported to {done.folder} (open_clip loads it as local-dir:{done.folder}); "
+    text += f"merged: {', '.join(done.merged) or 'nothing'}; largest difference {done.largest_difference:.1g}"
+    if done.beside:
+        text += f"\nnot mergeable, exported beside it and missing in plain open_clip: {', '.join(done.beside)}"
+    return text
+
+
+def report(seeds: list[Rows], folder: Path, console: Console, *, demo: bool) -> Comparison | None:
+    """The before/after table over all seeds, printed and saved under `report/`."""
+    names = [name for name in seeds[0] if all(name in rows for rows in seeds)]
+    if not names:
+        return None
+    labels = {"exported": "tuned, as exported"}
+    comparison = compare({labels.get(name, name): [rows[name] for rows in seeds] for name in names}, demo=demo)
+    save_comparison(comparison, folder / "report", "comparison")
+    console.print(comparison.to_rich())
+    return comparison

@@ -1,0 +1,114 @@
+"""A run from its settled configuration: start it, or go on with it; one seed or several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mvcore.config import RunConfig
+from mvcore.config_layers import Layers, read_yaml, to_yaml
+from mvcore.errors import DataError
+from mvcore.plugins import load_plugins
+from mvcore.report.figures import draw_training_curves
+from mvcore.run_folder import CONFIG, new_folder, write_text
+from mvcore.running import Rows, report, run
+from mvcore.training.fit import Interrupted
+
+SEEDS = "seeds.json"
+
+
+def train(config: RunConfig | Mapping[str, Any] | str | Path, *, seeds: Sequence[int] | None = None) -> Path:
+    """Trains as a configuration says.
+
+    Args:
+        config: a YAML file, the same as nested values, or a validated configuration.
+        seeds: runs once a seed and averages; default: the configuration's own seed.
+
+    Returns:
+        The run's folder, for `mvcore.load`.
+
+    Raises:
+        MvcoreError: what is wrong, in one line.
+    """
+    layers = Layers()
+    if isinstance(config, RunConfig):
+        layers.merge(config.to_plain(), "mvcore.train")
+    elif isinstance(config, Mapping):
+        layers.merge(config, "mvcore.train")
+    else:
+        layers.merge(*read_yaml(Path(config)))
+    validated = layers.config()
+    return start(validated, layers, (), seeds or [validated.run.seed])
+
+
+def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequence[int]) -> Path:
+    """Trains into a new folder and returns it."""
+    console = Console()
+    folder = new_folder(config.run.output, "-".join(config.plugins) or "run")
+    for note in notes:
+        console.print(note, style="dim", markup=False, highlight=False)
+    console.print(f"run folder: {folder}", markup=False, highlight=False)
+    write_text(folder / CONFIG, to_yaml(layers, config))
+    write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")
+    _run_seeds(layers, folder, seeds, console)
+    return folder
+
+
+def go_on(where: str) -> None:
+    """Goes on with a run that was stopped; what it finished is not done again.
+
+    Raises:
+        DataError: no such run.
+    """
+    folder = _newest() if where == "auto" else Path(where).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise DataError(f"--resume {where}: {folder} is no run (no {CONFIG})")
+    if folder.name == "control" or folder.name.startswith("seed-"):
+        outer = folder.parent
+        if (outer / SEEDS).is_file():
+            folder = outer
+    layers = Layers()
+    layers.merge(*read_yaml(folder / CONFIG))
+    try:
+        seeds = [int(seed) for seed in json.loads((folder / SEEDS).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        raise DataError(f"--resume {where}: {folder / SEEDS} is missing or damaged") from None
+    console = Console()
+    console.print(f"going on with {folder}", markup=False, highlight=False)
+    _run_seeds(layers, folder, seeds, console)
+
+
+def _newest() -> Path:
+    found = sorted(Path("runs").glob(f"*/{SEEDS}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise DataError("--resume auto: there is no run under ./runs; name the run's folder")
+    return found[-1].parent
+
+
+def _run_seeds(layers: Layers, folder: Path, seeds: Sequence[int], console: Console) -> None:
+    registry = load_plugins()
+    results: list[Rows] = []
+    demo = False
+    for seed in seeds:
+        layers.merge({"run": {"seed": seed}}, "--seeds")
+        config = layers.config()
+        demo = config.demo
+        own = folder if len(seeds) == 1 else folder / f"seed-{seed}"
+        label = ("DEMO " if demo else "") + (f"seed {seed} " if len(seeds) > 1 else "")
+        try:
+            results.append(run(config, own, to_yaml(layers, config), registry, console, label))
+        except Interrupted:
+            raise Interrupted(folder) from None
+        _draw(own)
+    report(results, folder, console, demo=demo)
+    console.print(f"saved in {folder}", markup=False, highlight=False)
+
+
+def _draw(folder: Path) -> None:
+    for run_folder in (folder, folder / "control"):
+        if (run_folder / "metrics.csv").is_file():
+            draw_training_curves(run_folder / "metrics.csv", run_folder / "curves.png")

@@ -1,0 +1,104 @@
+"""Makes the parts of a run from its blueprint: sources first, then the model, then the losses and trainers."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvcore import build
+from mvcore.errors import ConfigError, DataError, MvcoreError
+from mvcore.model import Link, Pipeline
+from mvcore.parts import Backbone
+from mvcore.training.planner import Blueprint, Chosen, Plan
+
+
+def open_sources(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The training and the validation datasets by name.
+
+    Raises:
+        MvcoreError: a source that cannot be opened; the text begins with its name.
+    """
+    trained = {name: _opened(f"data[{name}]", part) for name, part in blueprint.sources.items()}
+    measured = {name: _opened(f"validate.data[{name}]", part) for name, part in blueprint.measured.items()}
+    return trained, measured
+
+
+def _opened(where: str, part: Chosen) -> Any:
+    try:
+        return part.make()
+    except MvcoreError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{where}: cannot be opened: {error}") from error
+
+
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Random initialisation that depends on the seed and the part's name alone; the global state is restored."""
+    with torch.random.fork_rng():
+        torch.manual_seed((seed * 0x9E3779B97F4A7C15 + zlib.crc32(name.encode())) % 2**63)
+        yield
+
+
+def make_pipeline(encoder: Chosen, adapters: Iterable[Chosen], seed: int) -> Pipeline:
+    """The backbone with every adapter attached, in order.
+
+    Raises:
+        MvcoreError: weights that cannot be had, or an adapter that does not fit the backbone.
+    """
+    with seeded(seed, "backbone"):
+        backbone: Backbone = encoder.make()
+    links: list[Link] = []
+    for part in adapters:
+        with seeded(seed, f"adapter {part.name}"):
+            module: nn.Module = part.make()
+            attach = getattr(module, "attach", None)
+            if attach is not None:
+                attach(backbone)
+        axes = build.axes_of(part.registered, part.options)
+        links.append(Link(part.name, module, part.needs, part.provides, axes))
+    return Pipeline(backbone, links)
+
+
+def make_losses(plan: Plan, seed: int) -> dict[str, nn.Module]:
+    """The loss modules by name."""
+    modules: dict[str, nn.Module] = {}
+    for term in plan.losses:
+        with seeded(seed, f"loss {term.part.name}"):
+            modules[term.part.name] = term.part.make()
+    return modules
+
+
+def check_image_sizes(plan: Plan, datasets: Mapping[str, Any], backbone: Backbone) -> None:
+    """Refuses sources whose images the backbone cannot take.
+
+    Raises:
+        ConfigError: names the source and both sizes.
+    """
+    for name, dataset in datasets.items():
+        wanted = backbone.image_size
+        if wanted is not None and dataset.image_size != wanted:
+            raise ConfigError(
+                f"data[{name}].image_size is {dataset.image_size}, but {plan.blueprint.encoder.id} takes {wanted}; "
+                f"set it to {wanted}"
+            )
+
+
+def frozen_digest(pipeline: Pipeline) -> str:
+    """SHA-256 over the backbone's weights that do not train, by the library's names: what a checkpoint relies on."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(pipeline.backbone_parameters(), key=lambda item: item[0]):
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(_bytes_of(parameter))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -1,0 +1,68 @@
+"""What trainers may ask of their run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvcore.model import Model
+from mvcore.parts import Embedded
+from mvcore.training.embedding import embed_dataset
+from mvcore.training.sampling import SourceSpecification
+
+
+class RunContext:
+    """The `RunHandle` of a run.
+
+    Args:
+        model: the model that trains.
+        sources: the run's sources with the offsets of their ids.
+        trainer_sources: by trainer object, the names of its sources.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        output: Path,
+        model: Model,
+        sources: Mapping[str, SourceSpecification],
+        id_counts: tuple[int, int],
+        trainer_sources: Mapping[int, tuple[str, ...]],
+    ) -> None:
+        self.seed = seed
+        self.output = output
+        self.sources: dict[str, Any] = {name: source.dataset for name, source in sources.items()}
+        self.n_object_ids, self.n_view_ids = id_counts
+        self.logged: dict[str, float] = {}
+        self._model = model
+        self._specifications = sources
+        self._trainer_sources = trainer_sources
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def sources_of(self, trainer: object) -> tuple[str, ...]:
+        """The names of the sources that a trainer works on."""
+        return self._trainer_sources[id(trainer)]
+
+    def embed(self, source: str, keys: frozenset[str]) -> Embedded:
+        """One pass over each view of a source with evaluation transforms, ids global in the run."""
+        specification = self._specifications[source]
+        found = embed_dataset(
+            self._model.features, specification.dataset, keys, views_per_batch=self._model.views_per_batch
+        )
+        return replace(
+            found,
+            object_ids=torch.where(found.object_ids >= 0, found.object_ids + specification.object_offset, -1),
+            view_ids=torch.where(found.view_ids >= 0, found.view_ids + specification.view_offset, -1),
+        )
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Kept until the meter next writes a row."""
+        self.logged.update(values)

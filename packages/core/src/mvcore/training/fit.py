@@ -1,0 +1,263 @@
+"""Trains one model: assembles the parts of a plan, hands them to Lightning, and leaves a run folder behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from mvcore import build
+from mvcore.checkpoint import FolderCheckpoint
+from mvcore.config import RunSettings
+from mvcore.errors import ConfigError, DeviceError
+from mvcore.model import Model, Pipeline
+from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
+from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
+from mvcore.training.context import RunContext
+from mvcore.training.loader import StepLoader
+from mvcore.training.metrics_csv import MetricsCsv
+from mvcore.training.module import RunModule
+from mvcore.training.objective import Objective, Term
+from mvcore.training.planner import Plan
+from mvcore.training.sampling import SourceSampler, SourceSpecification, assign_offsets
+
+MeasureFn = Callable[[Model, Path], Mapping[str, float]]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the state was saved."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"stopped; go on with: mvcore train --resume {folder}")
+        self.folder = folder
+
+
+@dataclass
+class Training:
+    """All parts of a training, ready to run."""
+
+    plan: Plan
+    module: RunModule
+    pipeline: Pipeline
+    trainers: list[Any]
+    epoch_steps: int
+
+    @property
+    def model(self) -> Model:
+        return Model(self.pipeline, views_per_batch=self.plan.config.validation.views_per_batch)
+
+
+def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pipeline | None = None) -> Training:
+    """Makes model, losses, trainers and loader of a plan.
+
+    Args:
+        pipeline: a model made before from the same plan, to be trained further; None makes it.
+    """
+    config = plan.config
+    seed = config.run.seed
+    if pipeline is None:
+        pipeline = make_pipeline(plan.blueprint.encoder, plan.adapters, seed)
+    check_image_sizes(plan, datasets, pipeline.backbone)
+    specifications, id_counts = _specifications(plan, datasets)
+    trainers = [term.part.make() for term in plan.trainers]
+    losses = make_losses(plan, seed)
+    terms = [
+        Term(t.part.name, losses[t.part.name], t.part.needs, t.sources, t.weight, t.part.spec.scope)
+        for t in plan.losses
+    ]
+    objective = Objective(
+        pipeline,
+        terms,
+        plan.keys,
+        {name: dataset.image_size for name, dataset in datasets.items()},
+        {key: made.state for t, made in zip(plan.trainers, trainers, strict=True) for key in t.part.provides},
+        {k: axis for t in plan.trainers for k, axis in build.axes_of(t.part.registered, t.part.options).items()},
+    )
+    for term, made in zip(plan.trainers, trainers, strict=True):
+        if hasattr(made, "observe"):
+            for name in term.sources:
+                objective.observers.setdefault(name, []).append(made.observe)
+    first = SourceSampler(next(iter(specifications.values())), seed)
+    epoch_steps = config.run.epoch_steps or first.steps_per_epoch
+    replaces = [made for t, made in zip(plan.trainers, trainers, strict=True) if t.part.spec.replaces_step]
+    module = RunModule(
+        objective,
+        settings=config.run,
+        optimizer=config.optimizer,
+        epoch_steps=epoch_steps,
+        replaces_step=replaces[0] if replaces else None,
+    )
+
+    def make_loader(rank: int, world_size: int, start: int) -> StepLoader:
+        return StepLoader(
+            list(specifications.values()),
+            seed=seed,
+            workers=_workers(config.run),
+            rank=rank,
+            world_size=world_size,
+            start=start,
+            steps=epoch_steps,
+            pin_memory=torch.cuda.is_available() and config.run.accelerator in ("auto", "cuda"),
+        )
+
+    module.make_loader = make_loader
+    training = Training(plan, module, pipeline, trainers, epoch_steps)
+    context = RunContext(
+        seed=seed,
+        output=output,
+        model=training.model,
+        sources=specifications,
+        id_counts=id_counts,
+        trainer_sources={id(made): t.sources for t, made in zip(plan.trainers, trainers, strict=True)},
+    )
+    for made in trainers:
+        if hasattr(made, "bind"):
+            made.bind(context)
+    return training
+
+
+def _specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, SourceSpecification], tuple[int, int]]:
+    offsets, n_objects, n_views = assign_offsets(list(datasets.values()))
+    found: dict[str, SourceSpecification] = {}
+    for index, (name, dataset) in enumerate(datasets.items()):
+        settings = plan.config.data[name]
+        found[name] = SourceSpecification(
+            name=name,
+            dataset=dataset,
+            sampling=settings.sampling,
+            batch_size=settings.batch_size,
+            views_per_object=settings.views_per_object or 1,
+            views_draw=settings.views_draw,
+            object_offset=offsets[index][0],
+            view_offset=offsets[index][1],
+            index=index,
+        )
+    return found, (n_objects, n_views)
+
+
+def _workers(settings: RunSettings) -> int:
+    if settings.workers != "auto":
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if cores <= 2 else min(8, cores - 1)
+
+
+def fit(
+    training: Training,
+    output: Path,
+    *,
+    title: str,
+    console: Console,
+    resume: Path | None = None,
+    measure: MeasureFn | None = None,
+) -> Path:
+    """Trains to the end and returns the last checkpoint's folder.
+
+    Raises:
+        Interrupted: Ctrl-C; the state is saved.
+        NonFiniteLossError: a loss became NaN or infinite; the last good checkpoint is kept.
+        DeviceError: the device asked for is not there or out of memory.
+    """
+    config = training.plan.config
+    start = 0 if resume is None else int(resume.name.removeprefix("step-"))
+    training.module.start = start
+    meter = Meter(config.run.log_every)
+    stop = StopOnSignal(console)
+    checkpoints = Checkpoints(output, config.run.checkpoint_every)
+    callbacks = [*training.trainers, meter, ProgressBar(title, meter, console), stop]
+    if measure is not None and config.validation.every is not None:
+        callbacks.append(_measuring(training, measure, output, checkpoints))
+    callbacks.append(checkpoints)
+    output.mkdir(parents=True, exist_ok=True)
+    with quiet(), _device_errors(config.run):
+        trainer = _lightning(config.run, output, callbacks, start)
+        trainer.fit(
+            training.module,
+            ckpt_path=None if resume is None else str(resume),
+            weights_only=True,
+        )
+    if stop.stopped:
+        raise Interrupted(output)
+    return output / CHECKPOINTS / f"step-{trainer.global_step:08d}"
+
+
+def _measuring(training: Training, measure: MeasureFn, output: Path, checkpoints: Checkpoints) -> Measure:
+    validation = training.plan.config.validation
+
+    def at(step: int) -> Mapping[str, float]:
+        figures = measure(training.model, output / "validation" / f"step-{step:08d}")
+        if validation.best is not None and validation.best not in figures:
+            raise ConfigError(f"validate.best: no figure {validation.best!r}; there are: {', '.join(sorted(figures))}")
+        return figures
+
+    return Measure(at, validation.every or 1, validation.best, checkpoints)
+
+
+def _lightning(settings: RunSettings, output: Path, callbacks: list[Any], start: int) -> Trainer:
+    loggers: list[Any] = [MetricsCsv(output, start)]
+    # Without the extra `mvcore[logs]` there is no TensorBoard; metrics.csv is always written.
+    with contextlib.suppress(ModuleNotFoundError):
+        loggers.append(TensorBoardLogger(str(output), name="", version="tensorboard"))
+    return Trainer(
+        max_steps=settings.max_steps,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=settings.precision,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[FolderCheckpoint()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=settings.log_every,
+        default_root_dir=str(output),
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+    )
+
+
+@contextmanager
+def _device_errors(settings: RunSettings) -> Iterator[None]:
+    """Turns what Lightning and CUDA say about devices into one line."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        advice = "set run.micro_batch lower, or a smaller batch_size"
+        raise DeviceError(f"out of GPU memory ({str(error).splitlines()[0]}); {advice}") from error
+    except MisconfigurationException as error:
+        asked = (
+            f"run.accelerator={settings.accelerator}, run.devices={settings.devices}, run.strategy={settings.strategy}"
+        )
+        raise DeviceError(f"{asked}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Lightning's banners and its advice on settings that we choose on purpose."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,208 @@
+"""The Lightning module of a run: one optimizer step per batch, what trains by checkpoint name, and what is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from mvcore.config import OptimizerSettings, RunSettings
+from mvcore.errors import ConfigError, NonFiniteLossError, WeightsError
+from mvcore.parts import Adapter, copy_strictly
+from mvcore.training.objective import Objective, Outcome
+from mvcore.training.optimization import learning_rate, make_optimizer
+from mvcore.types import ViewBatch
+
+Batches = dict[str, ViewBatch]
+MakeLoader = Callable[[int, int, int], Iterable[Batches]]
+
+
+class RunModule(LightningModule):
+    """Steps an `Objective`.
+
+    Every step seeds torch from (seed, step, rank), so that a resumed run and a run of other length draw the same.
+
+    Args:
+        objective: model and losses.
+        settings, optimizer: the run's settings.
+        epoch_steps: steps of an epoch.
+        replaces_step: a trainer that defines `step(run, batches)` and steps in place of this module.
+
+    Attributes:
+        make_loader: makes the loader from rank, world size and first step.
+        start: the global step that training begins at.
+        outcome, grad_norm: what the last step found; tensors on the device.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        settings: RunSettings,
+        optimizer: OptimizerSettings,
+        epoch_steps: int,
+        replaces_step: Any = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.objective = objective
+        self.settings = settings
+        self.optimizer_settings = optimizer
+        self.epoch_steps = epoch_steps
+        self.replaces_step = replaces_step
+        self.make_loader: MakeLoader | None = None
+        self.start = 0
+        self.outcome: Outcome | None = None
+        self.grad_norm: Tensor | None = None
+        self._bad: dict[str, Tensor] = {}
+
+    # -- what trains ---------------------------------------------------------------------------------------------------
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by checkpoint name, each once."""
+        names: dict[str, nn.Parameter] = {}
+        pipeline = self.objective.pipeline
+        for name, parameter in pipeline.backbone_parameters():
+            if parameter.requires_grad:
+                names[f"backbone/{name}"] = parameter
+        for link in pipeline.links:
+            for name, parameter in link.module.named_parameters():
+                if parameter.requires_grad:
+                    names[f"adapters/{link.name}/{name}"] = parameter
+        for term in self.objective.terms:
+            for name, parameter in term.module.named_parameters():
+                if parameter.requires_grad:
+                    names[f"losses/{term.name}/{name}"] = parameter
+        if not names:
+            raise ConfigError("nothing trains: set encoder.train, or add an adapter that trains")
+        return names
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Only what trains: `backbone/<library key>`, `adapters/<name>/<key>`, `losses/<name>/<key>`."""
+        pipeline = self.objective.pipeline
+        state = {f"backbone/{n}": p.detach() for n, p in pipeline.backbone_parameters() if p.requires_grad}
+        for link in pipeline.links:
+            for key, value in trained_state(link.module).items():
+                state[f"adapters/{link.name}/{key}"] = value
+        for term in self.objective.terms:
+            for key, value in trained_state(term.module).items():
+                state[f"losses/{term.name}/{key}"] = value
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Restores `state_dict`, strictly.
+
+        Raises:
+            WeightsError: a missing or unexpected key, or a wrong shape.
+        """
+        load_pipeline_state(self.objective.pipeline, state_dict)
+        for term in self.objective.terms:
+            own = under(f"losses/{term.name}/", state_dict)
+            copy_strictly(own, trainable(term.module), f"loss {term.name}")
+
+    # -- stepping ------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Any:
+        """Made here, where the rank is known."""
+        if self.make_loader is None:
+            raise RuntimeError("a RunModule trains through mvcore.training.fit")
+        return self.make_loader(self.global_rank, self.trainer.world_size, self.start)
+
+    def transfer_batch_to_device(self, batch: Batches, device: torch.device, dataloader_idx: int) -> Batches:
+        """Left on the host: the objective moves batches itself, chunk by chunk where there is a gradient cache."""
+        return batch
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.optimizer_settings, self.trained())
+        factor = learning_rate(self.optimizer_settings, max_steps=self.settings.max_steps, epoch_steps=self.epoch_steps)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+
+    def training_step(self, batch: Batches, batch_idx: int) -> None:
+        if self.replaces_step is not None:
+            self.outcome = self.replaces_step.step(self, batch)
+            return
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad(set_to_none=True)
+        self._reseed(0)
+        if self.settings.micro_batch == "auto":
+            self.outcome = self.objective.step(batch, self.manual_backward)
+        else:
+            self.outcome = self._chunked_step(batch, self.settings.micro_batch)
+        self._note_non_finite(self.outcome)
+        if self.optimizer_settings.clip_norm is not None:
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            self.grad_norm = nn.utils.clip_grad_norm_(params, self.optimizer_settings.clip_norm)
+        optimizer.step()
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+
+    def _chunked_step(self, batch: Batches, chunk_views: int) -> Outcome:
+        return self.objective.cached_step(batch, self.manual_backward, chunk_views, self._reseed)
+
+    def _reseed(self, part: int) -> None:
+        # A mixed 64-bit key: neighbouring steps must not give neighbouring seeds.
+        key = (self.settings.seed * 0x9E3779B97F4A7C15 + self.global_step * 0xBF58476D1CE4E5B9) % 2**63
+        torch.manual_seed((key + self.global_rank * 0x94D049BB133111EB + part) % 2**63)
+
+    # -- finiteness ----------------------------------------------------------------------------------------------------
+
+    def _note_non_finite(self, outcome: Outcome) -> None:
+        """Marks on the device, without waiting for it, the first step at which each term was not finite."""
+        for name, value in outcome.terms.items():
+            never = torch.full((), -1, dtype=torch.int64, device=value.device)
+            first = self._bad.get(name, never)
+            here = torch.where(torch.isfinite(value), never, torch.full_like(never, self.global_step))
+            self._bad[name] = torch.where(first >= 0, first, here)
+
+    def check_finite(self) -> None:
+        """Reads the marks (a device sync).
+
+        Raises:
+            NonFiniteLossError: a term was NaN or infinite; names it and the step.
+        """
+        for name, first in self._bad.items():
+            step = int(first)
+            if step >= 0:
+                raise NonFiniteLossError(
+                    f"loss {name} became NaN or infinite at step {step}; lower optimizer.lr or its weight, or look at "
+                    "its inputs; the last good checkpoint is kept"
+                )
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters that train, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes in a part: its own account where it gives one, else its trainable parameters."""
+    give: Callable[[], dict[str, Tensor]] | None = getattr(module, "trained_state", None)
+    return give() if give is not None else {name: p.detach() for name, p in trainable(module).items()}
+
+
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries below a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_pipeline_state(pipeline: Any, state: Mapping[str, Tensor]) -> None:
+    """Restores a model's trained weights by checkpoint name; entries of losses are left to them.
+
+    Raises:
+        WeightsError: a missing or unexpected key, or a wrong shape.
+    """
+    known = ("backbone/", "losses/", *(f"adapters/{link.name}/" for link in pipeline.links))
+    for key in state:
+        if not key.startswith(known):
+            raise WeightsError(f"the checkpoint holds {key!r}, for which this run has no part")
+    own = {n: p for n, p in pipeline.backbone_parameters() if p.requires_grad}
+    copy_strictly(under("backbone/", state), own, "the backbone")
+    for link in pipeline.links:
+        values = under(f"adapters/{link.name}/", state)
+        if isinstance(link.module, Adapter):
+            link.module.load_trained_state(values)
+        else:
+            copy_strictly(values, trainable(link.module), f"adapter {link.name}")
