@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
@@ -60,7 +61,9 @@ class LowRank(nn.Module):
         """The updated weight, in the weight's shape and type, whatever autocast says."""
         if self.strength == 0.0:
             return weight
-        with torch.autocast(weight.device.type, enabled=False):
+        device = weight.device.type
+        castable = torch.amp.autocast_mode.is_autocast_available(device)  # not so on the meta device
+        with torch.autocast(device, enabled=False) if castable else nullcontext():
             flat = weight.flatten(1)
             if len(self.rows) == 1 and len(self.rows[0]) == weight.shape[0]:
                 return torch.addmm(flat, self.b, self.a, alpha=self.scale * self.strength).view_as(weight)
