@@ -97,9 +97,13 @@ class Adapter(nn.Module):
         """Folds the adapter into the library's own weights; False where it cannot and is exported beside them."""
         return False
 
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """What training changes, by the stable names under which checkpoints hold it."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
     def trained_state(self) -> dict[str, Tensor]:
-        """What training changes, by stable names."""
-        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+        """The values of `trained_parameters`."""
+        return {name: value.detach() for name, value in self.trained_parameters().items()}
 
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores `trained_state`, strictly.
@@ -107,7 +111,7 @@ class Adapter(nn.Module):
         Raises:
             WeightsError: a missing or unexpected key, or a wrong shape.
         """
-        copy_strictly(state, {n: p for n, p in self.named_parameters() if p.requires_grad}, type(self).__name__)
+        copy_strictly(state, self.trained_parameters(), type(self).__name__)
 
 
 def copy_strictly(state: Mapping[str, Tensor], into: Mapping[str, Tensor], owner: str) -> None:

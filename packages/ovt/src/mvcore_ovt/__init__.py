@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mvcore_ovt.anchors import outlier_views, viewpoint_anchors
     from mvcore_ovt.captions import caption_prompt
     from mvcore_ovt.consistency import ViewpointConsistency, viewpoint_consistency
-    from mvcore_ovt.groups import group_averages
+    from mvcore_ovt.groups import BENCHMARK_GROUPS
     from mvcore_ovt.viformer import VIFormer, blend
 
 _LAZY = {
@@ -16,7 +16,7 @@ _LAZY = {
     "ViewpointConsistency": "mvcore_ovt.consistency",
     "blend": "mvcore_ovt.viformer",
     "caption_prompt": "mvcore_ovt.captions",
-    "group_averages": "mvcore_ovt.groups",
+    "BENCHMARK_GROUPS": "mvcore_ovt.groups",
     "outlier_views": "mvcore_ovt.anchors",
     "viewpoint_anchors": "mvcore_ovt.anchors",
     "viewpoint_consistency": "mvcore_ovt.consistency",
@@ -32,11 +32,11 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "BENCHMARK_GROUPS",
     "VIFormer",
     "ViewpointConsistency",
     "blend",
     "caption_prompt",
-    "group_averages",
     "outlier_views",
     "viewpoint_anchors",
     "viewpoint_consistency",

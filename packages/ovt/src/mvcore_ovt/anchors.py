@@ -17,10 +17,10 @@ AnchorRule = Literal["inverse_distance", "inverse_similarity", "mean"]
 EPS = 1e-8
 """Added to distances and similarities before they are inverted, as in the authors' code."""
 
-_BLOCK = 1 << 21
-"""Elements of one block: 8 MB in float32, which stays in a CPU's cache."""
+_BLOCK = 1 << 19
+"""Elements of one block: 2 MB in float32, which stays in a CPU's cache."""
 
-_CUDA_BLOCKS = 32
+_CUDA_BLOCKS = 128
 
 _CLOSE = 1e-2
 """Squared distances below this share of the largest squared norm lose digits when they come from a Gram matrix."""

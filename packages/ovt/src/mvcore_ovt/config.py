@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from mvcore.api import Options
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 Target = Literal["q", "k", "v"]
 
@@ -34,6 +34,12 @@ class ViformerOptions(Options):
     init: Literal["released", "identity"] = Field("released", description="identity: the first step changes nothing")
 
 
+class LogitScaleOptions(Options):
+    """`ovt.logit_scale`: a trained logit scale over a frozen model."""
+
+    start: float | None = Field(None, gt=0, description="the scale to start from; null = the model's own")
+
+
 class ConsistencyOptions(Options):
     """`ovt.vc`: the viewpoint-consistency loss."""
 
@@ -50,7 +56,7 @@ class MiningOptions(Options):
     rule: Literal["inverse_distance", "inverse_similarity", "mean"] = Field(
         "inverse_distance", description="inverse_distance: the paper's intent; inverse_similarity: the released code"
     )
-    refresh: Literal["epoch", "bank"] | Annotated[int, Field(ge=1)] = Field(
+    refresh: Literal["epoch", "bank"] | Annotated[StrictInt, Field(ge=1)] = Field(
         "epoch",
         description="epoch: one pass over the data before each epoch; N: before every N-th step; "
         "bank: one pass at the start, then each epoch from the features of the training steps",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, RecipeSpec, TrainerSpec, hookimpl
+from mvcore.api import EncoderSpec, LossSpec, RecipeSpec, TrainerSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -29,6 +29,14 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             needs={"view"},
             provides={"view"},
             citation=_PAPER,
+        ),
+        EncoderSpec(
+            name="logit_scale",
+            summary="Trains the logit scale of an otherwise frozen model",
+            kind="adapter",
+            factory="mvcore_ovt.scale:LogitScaleAdapter",
+            config="mvcore_ovt.config:LogitScaleOptions",
+            provides={"logit_scale"},
         ),
     ]
 
@@ -58,20 +66,6 @@ def mvcore_register_trainers() -> list[TrainerSpec]:
             needs={"view"},
             provides={"state:ovt.anchors": "object", "state:ovt.outliers": "view"},
             indexed=True,
-            citation=_PAPER,
-        )
-    ]
-
-
-@hookimpl
-def mvcore_register_evaluators() -> list[EvaluatorSpec]:
-    return [
-        EvaluatorSpec(
-            name="viewpoint",
-            summary="How far an object's views stray from its anchor, and how often their predictions agree",
-            factory="mvcore_ovt.viewpoint:ViewpointSpread",
-            config="mvcore_ovt.config:ViewpointOptions",
-            needs={"view"},
             citation=_PAPER,
         )
     ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
-from mvcore.api import Adapter, Backbone, Features, ViewBatch, WeightsError
+from mvcore.api import Adapter, Backbone, ConfigError, Features, ViewBatch, WeightsError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -137,8 +137,15 @@ class ViformerAdapter(Adapter):
         self.viformer: VIFormer | None = None
 
     def attach(self, backbone: Backbone) -> None:
-        """Makes the VIFormer in the width of the backbone's `view`."""
-        self.viformer = VIFormer(backbone.dims["view"], **self._shape, dropout=self._dropout)
+        """Makes the VIFormer in the width of the backbone's `view`.
+
+        Raises:
+            ConfigError: heads that do not divide that width.
+        """
+        try:
+            self.viformer = VIFormer(backbone.dims["view"], **self._shape, dropout=self._dropout)
+        except ValueError as error:
+            raise ConfigError(f"ovt.viformer: {error}") from error
         if self.init == "identity":
             self.viformer.silence()
 
