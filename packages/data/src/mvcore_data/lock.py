@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mvcore.api import DataError
+
+LOCK_NAME = "writer.lock"
 
 
 class StoreLock:
@@ -44,3 +48,20 @@ def _is_same_file(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def store_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of the store in a folder.
+
+    Raises:
+        DataError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        lock = StoreLock(folder / LOCK_NAME)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -14,7 +14,7 @@ from mvcore.api import DataError
 from numpy.typing import ArrayLike, NDArray
 
 from mvcore_data.index import Index, ShardEntry, sync_folder, write_index
-from mvcore_data.lock import StoreLock
+from mvcore_data.lock import LOCK_NAME, StoreLock
 from mvcore_data.objects import EncodedObject, ImageFormat, View, encode_object
 from mvcore_data.schema import CODECS, INDEX_NAME, SHARD_PATTERN, SHARD_SUFFIXES
 from mvcore_data.shard_writer import ShardWriter
@@ -120,6 +120,11 @@ class ViewStoreWriter:
         self._ids.add(id)
 
     @property
+    def closed(self) -> bool:
+        """Whether it was published or discarded; a write that failed discards it."""
+        return self._closed
+
+    @property
     def object_ids(self) -> frozenset[str]:
         """The ids written so far, with those of the store that is added to."""
         return frozenset(self._ids)
@@ -183,7 +188,7 @@ class ViewStoreWriter:
 
         self._made_folder = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = StoreLock(self.path / "writer.lock")
+        lock = StoreLock(self.path / LOCK_NAME)
         try:
             if (self.path / INDEX_NAME).exists():
                 if not append:

@@ -1,0 +1,202 @@
+"""`mvcore data`: make, check, describe and split multi-view stores.
+
+The commands that render live in modules of their own and are imported when they are called, so that `mvcore data
+--help` loads no renderer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from mvcore.api import ConfigError, DataError
+from typer.core import TyperCommand, TyperGroup
+
+_LAZY = {
+    "render": ("mvcore_data.render.cli:render", "Render meshes to a store with cameras, z-depth and masks."),
+    "synth": ("mvcore_data.synth.cli:synth", "Make procedural textured objects and render them to a store."),
+}
+_LISTED = 20
+
+
+class DataGroup(TyperGroup):
+    """Lists the rendering commands by their summaries alone, and imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_LAZY])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """For a rendering command a stand-in that carries its summary; `resolve_command` gives the real one."""
+        if cmd_name in _LAZY:
+            return TyperCommand(cmd_name, help=_LAZY[cmd_name][1], rich_markup_mode=self.rich_markup_mode)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name in _LAZY:
+            return name, _load(name), args[1:]
+        known = self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown command 'data {name}'{hint} (known: {', '.join(known)})")
+        return super().resolve_command(ctx, args)
+
+
+def _load(name: str) -> Any:
+    module, _, function = _LAZY[name][0].partition(":")
+    single = typer.Typer(add_completion=False)
+    single.command()(getattr(importlib.import_module(module), function))
+    command = typer.main.get_command(single)
+    command.name = name
+    return command
+
+
+app = typer.Typer(cls=DataGroup, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="A shard, or the folder of a store.")]
+
+
+@app.callback()
+def _data() -> None:
+    """Make, check, describe and split multi-view stores."""
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="OBJECT/* or CATEGORY/OBJECT/* with images.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The store to make.")],
+    background: Annotated[str | None, typer.Option(help="Colour behind transparent pixels, as '#ffffff'.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of objects that name none, best an SPDX id.")] = None,
+    origin: Annotated[str | None, typer.Option(help="Source of objects that name none.")] = None,
+) -> None:
+    """Pack a folder of images for each object; the files' bytes are kept as they are.
+
+    Beside an object's images may stand captions.txt (a caption a line), metadata.json and cameras.json.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mvcore_data.pack import pack_folders
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("packing", total=None)
+        report = pack_folders(
+            source,
+            out,
+            background=background,
+            licence=licence,
+            source=origin,
+            on_object=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    typer.echo(f"{out}: {report.objects} objects, {report.views} views")
+    for why, count in report.reencoded.items():
+        typer.echo(f"encoded anew: {count} ({why})", err=True)
+    for why, paths in report.skipped.items():
+        typer.echo(f"skipped: {len(paths)} ({why}), first {paths[0]}", err=True)
+
+
+@app.command()
+def check(
+    store: Store,
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Of unknown origin: read it in a child process with limits.")
+    ] = False,
+) -> None:
+    """Read everything in a store and say what is wrong; exit code 2 if anything is."""
+    from mvcore_data.check import check_store
+
+    report = check_store(store, untrusted=untrusted)
+    if report.ok:
+        typer.echo(f"{store}: sound, {report.objects} objects, {report.views} views")
+        return
+    *rest, last = report.problems[:_LISTED]
+    for problem in rest:
+        typer.echo(problem)
+    more = len(report.problems) - _LISTED
+    raise DataError(last + (f" (and {more} more problems)" if more > 0 else ""))
+
+
+@app.command()
+def info(
+    store: Store,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet to this PNG.")] = None,
+    objects: Annotated[int, typer.Option(min=1, max=100, help="Rows of the sheet.")] = 8,
+    views: Annotated[int, typer.Option(min=1, max=100, help="Columns of the sheet.")] = 12,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a store holds, and draw it."""
+    import json
+    from dataclasses import asdict
+
+    from mvcore_data.info import contact_sheet, store_info
+    from mvcore_data.store import ViewStore
+
+    with ViewStore(store) as opened:
+        found = store_info(opened)
+        if as_json:
+            typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        else:
+            typer.echo("\n".join(_lines(found)))
+        if sheet is not None:
+            contact_sheet(opened, sheet, objects=objects, views=views)
+            typer.echo(f"contact sheet: {sheet}", err=True)
+
+
+def _lines(info: Any) -> list[str]:
+    low, mean, high = info.views_per_object
+    coverage = ", ".join(f"{what} {getattr(info, what) / info.views:.0%}" for what in ("cameras", "depth", "masks"))
+    return [
+        f"objects     {info.objects}",
+        f"views       {info.views} ({low} to {high} an object, mean {mean:.1f}), {info.bytes / 1e6:.1f} MB",
+        f"sizes       {_counts(info.sizes)}",
+        f"codecs      {_counts(info.codecs)}",
+        f"views with  {coverage}",
+        f"captions    {info.captions}: {info.captioned_objects} objects, {info.captioned_views} views have their own",
+        f"categories  {len(info.categories.keys() - {''})}: {_counts(info.categories)}",
+        f"licences    {_counts(info.licences)}",
+        f"sources     {info.sources}",
+        f"splits      {_counts(info.splits)}",
+    ]
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = ", ".join(f"{name or 'none'} {count}" for name, count in list(counts.items())[:6])
+    return (shown or "none") + (f", and {len(counts) - 6} more" if len(counts) > 6 else "")
+
+
+@app.command()
+def split(
+    store: Store,
+    parts: Annotated[
+        list[str], typer.Argument(metavar="NAME=PART...", help="A fraction, or a file with an object id a line.")
+    ],
+    seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
+    stratify: Annotated[bool, typer.Option("--stratify/--no-stratify", help="Divide inside each category.")] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace splits that are there already.")] = False,
+) -> None:
+    """Split a store by object, as in: mvcore data split STORE train=0.8 test=0.2."""
+    from mvcore_data.split import split_store
+
+    splits = split_store(store, dict(_part(part) for part in parts), seed=seed, stratify=stratify, replace_old=replace)
+    for name, ids in splits.items():
+        typer.echo(f"{name}: {len(ids)} objects")
+
+
+def _part(text: str) -> tuple[str, float | list[str]]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise ConfigError(f"{text!r} is no split; give NAME=FRACTION or NAME=FILE, as in train=0.8")
+    try:
+        return name, float(value)
+    except ValueError:
+        pass
+    try:
+        lines = Path(value).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(
+            f"split {name!r}: {value!r} is neither a fraction nor a readable file of object ids"
+        ) from None
+    return name, [line for line in lines if line.strip()]

@@ -1,0 +1,98 @@
+"""What may stand beside an object's images in a folder to pack: captions, metadata and cameras."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mvcore.api import DataError, Options
+from pydantic import Field, ValidationError
+
+CAPTION_FILES = ("captions.txt", "caption.txt")
+METADATA_FILE = "metadata.json"
+CAMERAS_FILE = "cameras.json"
+
+Matrices: TypeAlias = tuple[list[list[float]], list[list[float]]]
+
+
+class ObjectMetadata(Options):
+    """What an object's `metadata.json` may hold; `view_captions` go by file name."""
+
+    captions: list[str] = Field(default=[])
+    view_captions: dict[str, list[str]] = Field(default={})
+    category: str | None = None
+    licence: str | None = None
+    source: str | None = None
+
+
+class ViewCamera(Options):
+    """A file's entry in `cameras.json`: intrinsics (3, 3) in pixels, world_to_camera (4, 4), OpenCV axes."""
+
+    intrinsics: list[list[float]]
+    world_to_camera: list[list[float]]
+
+
+def read_captions(folder: Path) -> list[str]:
+    """The lines of the folder's caption files.
+
+    Raises:
+        DataError: a file is not UTF-8.
+    """
+    texts: list[str] = []
+    for path in (folder / name for name in CAPTION_FILES):
+        if path.is_file():
+            try:
+                texts += [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+            except (OSError, UnicodeDecodeError):
+                raise DataError(f"{path}: cannot be read as UTF-8 text") from None
+    return texts
+
+
+def read_metadata(folder: Path, images: Collection[str]) -> ObjectMetadata:
+    """The folder's metadata; empty where there is none.
+
+    Raises:
+        DataError: not JSON, an unknown or wrong key, or captions of an image that is not there.
+    """
+    path = folder / METADATA_FILE
+    return _validated(ObjectMetadata, _read_json(path), path, images, lambda found: found.view_captions)
+
+
+def read_cameras(folder: Path, images: Collection[str]) -> dict[str, Matrices]:
+    """(intrinsics, world_to_camera) by file name.
+
+    Raises:
+        DataError: not JSON, an unknown or wrong key, or the camera of an image that is not there.
+    """
+    path = folder / CAMERAS_FILE
+    found: dict[str, Matrices] = {}
+    for name, value in _read_json(path).items():
+        camera = _validated(ViewCamera, value, path, images, lambda _, name=name: [name])
+        found[name] = (camera.intrinsics, camera.world_to_camera)
+    return found
+
+
+def _validated(model: Any, value: Any, path: Path, images: Collection[str], named: Callable[[Any], Any]) -> Any:
+    try:
+        checked = model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path}: {where + ': ' if where else ''}{first['msg'].lower()}") from None
+    if unknown := next((name for name in named(checked) if name not in images), None):
+        raise DataError(f"{path}: names the image {unknown!r}, which is not in the folder")
+    return checked
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise DataError(f"{path}: cannot be read as JSON") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds no JSON object")
+    return value
