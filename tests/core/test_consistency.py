@@ -97,6 +97,13 @@ def test_identical_views_and_orthogonal_objects() -> None:
     np.testing.assert_allclose(found.center_min, 1, atol=1e-12)
 
 
+def test_per_object_values_of_different_objects_count_twice() -> None:
+    _, views = ragged([3] * 5, 4, 9)
+    found = consistency(None, torch.stack(views)).different_object
+    own = [np.mean([cosine(a, b) for j in range(5) if j != i for a in views[i] for b in views[j]]) for i in range(5)]
+    np.testing.assert_allclose(found.samples, found.mean + 2 * (np.array(own) - found.mean), atol=1e-9)
+
+
 def test_the_swapped_names_are_aliases() -> None:
     found = consistency(*[torch.randn(3, 4), torch.randn(3, 2, 4)])
     assert found.inter_object_similarity is found.same_object

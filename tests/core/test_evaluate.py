@@ -216,6 +216,17 @@ def test_texts_by_category_and_none(model: Model, tmp_path: Path) -> None:
         Consistency(text="category")(model, bare, tmp_path)
 
 
+def test_a_model_without_text_has_no_text_figure(model: Model, sources, tmp_path: Path) -> None:
+    model.backbone.provides = frozenset({"view"})
+    names = Consistency(picture=False)(model, sources, tmp_path).by_name()
+    assert "core.consistency/same_object/ood" in names
+    assert not [name for name in names if "text_to_image" in name]
+    with pytest.raises(ConfigError, match="this model encodes no text"):
+        Consistency(text="captions")(model, sources, tmp_path)
+    with pytest.raises(ConfigError, match=r"core\.zero_shot: this model encodes no text"):
+        ZeroShot()(model, sources, tmp_path)
+
+
 def test_retrieval_equals_loops(model: Model, sources, tmp_path: Path) -> None:
     result = Retrieval(topk=[1, 3])(model, sources, tmp_path)
     for name, dataset in sources.items():

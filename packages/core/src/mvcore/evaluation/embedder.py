@@ -87,6 +87,11 @@ class Embedder:
             raise AttributeError(name)
         return getattr(self.model, name)
 
+    @property
+    def has_text(self) -> bool:
+        """The model encodes texts."""
+        return "text" in self.model.pipeline.provides
+
     def embed(self, source: str, dataset: IndexedDataset, keys: frozenset[str] = VIEW) -> Embedded:
         """Features of each view of a source, all objects in the dataset's order.
 

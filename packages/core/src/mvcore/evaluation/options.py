@@ -56,7 +56,7 @@ class _TextOptions(Options):
     Args:
         text: `captions`: the data's captions, a view's own where it has them, else its object's. `category`: the
             category word in `template`. `auto`: captions where the source has them, else the category where every
-            object has one, else none. `none`: no text.
+            object has one, else none; and none of a model without text. `none`: no text.
         template: the prompt for `category`.
         sources: which sources are measured; None = all.
         texts_per_batch: texts encoded at once.

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +156,7 @@ def load_result(folder: Path) -> EvalResult:
         return EvalResult(figures, tables, [folder / Path(name) for name in document["pictures"]])
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); evaluate the run again") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); evaluate the run again") from error
 
 

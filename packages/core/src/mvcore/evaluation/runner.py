@@ -27,7 +27,9 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
     modes = [(child, child.training) for module in modules for child in module.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        # Naming the devices keeps torch from warning on machines with several, and from starting CUDA for nothing.
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices):
             yield
     finally:
         random.setstate(python_state)

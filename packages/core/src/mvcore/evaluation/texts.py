@@ -35,10 +35,12 @@ def texts_of_views(
     """The texts of a source's views, or None where there is none to be had and none is demanded.
 
     Raises:
-        ConfigError: captions or categories are demanded of a source that lacks them.
+        ConfigError: captions or categories are demanded of a source that lacks them, or of a model without text.
     """
-    if kind == "none":
+    if kind == "none" or (kind == "auto" and not embedder.has_text):
         return None
+    if not embedder.has_text:
+        raise ConfigError(f"{owner}: this model encodes no text; set text: none")
     if kind in ("captions", "auto"):
         pairs = embedder.captions(source, dataset)
         if pairs.texts:

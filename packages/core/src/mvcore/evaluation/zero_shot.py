@@ -148,9 +148,12 @@ class ZeroShot:
         """Measures every chosen source.
 
         Raises:
+            ConfigError: the model encodes no text, or an unknown source is chosen.
             DataError: an object without a category, or with one that is not among the classes.
         """
         embedder = Embedder.of(model)
+        if not embedder.has_text:
+            raise ConfigError(f"{ID}: this model encodes no text, so it cannot classify by names; leave it out")
         names = check_names(self.options.sources, list(sources), ID)
         self._check_groups(names)
         classes = self._classes({name: sources[name] for name in names})
