@@ -15,17 +15,18 @@ from mvcore_data.transforms import Matrices, Window
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _ASPECT = (3 / 4, 4 / 3)
-_COLOURED_AT_ONCE = 1 << 21
+_COLOURED_AT_ONCE = 1 << 16
+"""Pixels that are held as floats at a time: what fits into a core's cache."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for V views.
+    """What was drawn for N views.
 
     Args:
-        boxes: (V, 4) of random resized crops in parts of the image's (width, height, width, height), or None.
-        matrices: (V, 3, 3) of all other geometric transforms, in parts of the image's side; None where there are none.
-        colours: (V, 4) brightness, contrast and saturation factors and hue in turns, or None.
+        boxes: (N, 4) of random resized crops in parts of the image's (width, height, width, height), or None.
+        matrices: (N, 3, 3) of all other geometric transforms, in parts of the image's side; None where there are none.
+        colours: (N, 4) brightness, contrast and saturation factors and hue in turns, or None.
     """
 
     boxes: Matrices | None
@@ -34,58 +35,54 @@ class Drawn:
 
 
 class Augmentation:
-    """Draws the transforms of a list of `Augment` options, for each view by itself."""
+    """The transforms of a list of `Augment` options, drawn for each view by itself.
+
+    A view's transforms are a function of `numbers` uniform numbers, so that each object's generator is asked once and
+    the arithmetic is done for all views of a batch together.
+    """
 
     def __init__(self, augments: Sequence[Augment]) -> None:
-        self._crop: tuple[float, float] | None = None
-        self._moves: list[Augment] = []
-        self._jitters: list[ColourJitter] = []
-        for augment in augments:
-            if augment.random_resized_crop is not None:
-                self._crop = augment.random_resized_crop
-            elif augment.colour is not None:
-                self._jitters.append(augment.colour)
-            else:
-                self._moves.append(augment)
+        self._augments = augments
+        self.numbers = sum(_NUMBERS[augment.name] for augment in augments)
 
     def __bool__(self) -> bool:
-        return bool(self._crop or self._moves or self._jitters)
+        return bool(self._augments)
 
-    def draw(self, rng: np.random.Generator, views: int) -> Drawn:
-        """The transforms of so many views."""
-        boxes = None if self._crop is None else _draw_boxes(rng, views, self._crop)
-        matrices = None
-        for move in self._moves:
-            drawn = _draw_move(rng, views, move)
-            matrices = drawn if matrices is None else drawn @ matrices
-        colours = None
-        for jitter in self._jitters:
-            drawn = _draw_colour(rng, views, jitter)
-            colours = drawn if colours is None else _combined(colours, drawn)
+    def draw(self, uniform: Matrices) -> Drawn:
+        """The transforms of N views from (N, numbers) uniform numbers in [0, 1)."""
+        boxes = matrices = colours = None
+        begin = 0
+        for augment in self._augments:
+            own = uniform[:, begin : begin + _NUMBERS[augment.name]].T
+            begin += len(own)
+            if augment.random_resized_crop is not None:
+                boxes = _boxes(own, augment.random_resized_crop)
+            elif augment.colour is not None:
+                drawn = _colours(own, augment.colour)
+                colours = drawn if colours is None else _combined(colours, drawn)
+            else:
+                drawn = _move(own, augment)
+                matrices = drawn if matrices is None else drawn @ matrices
         return Drawn(boxes, matrices, colours)
 
 
-def joined(drawn: Sequence[Drawn]) -> Drawn:
-    """What was drawn for several objects, as one; all come from one `Augmentation`."""
-
-    def rows(parts: list[Matrices | None]) -> Matrices | None:
-        present = [part for part in parts if part is not None]
-        return np.concatenate(present) if present else None
-
-    return Drawn(
-        rows([one.boxes for one in drawn]), rows([one.matrices for one in drawn]), rows([one.colours for one in drawn])
-    )
+_NUMBERS = {"random_resized_crop": 4, "rotate": 1, "translate": 2, "scale": 1, "flip": 1, "colour": 4}
+"""How many uniform numbers each transform takes."""
 
 
-def _draw_boxes(rng: np.random.Generator, views: int, area: tuple[float, float]) -> Matrices:
+def _between(uniform: Matrices, low: float, high: float) -> Matrices:
+    return low + uniform * (high - low)
+
+
+def _boxes(uniform: Matrices, area: tuple[float, float]) -> Matrices:
     """Boxes in parts of the image, by the usual draw of area and logarithmic aspect ratio, clipped to the image.
 
     The ratio is that of the box in parts of the image: a square image gives the usual random resized crop.
     """
-    part = rng.uniform(*area, views)
-    ratio = np.exp(rng.uniform(np.log(_ASPECT[0]), np.log(_ASPECT[1]), views))
+    part = _between(uniform[0], *area)
+    ratio = np.exp(_between(uniform[1], np.log(_ASPECT[0]), np.log(_ASPECT[1])))
     width, height = np.minimum(np.sqrt(part * ratio), 1), np.minimum(np.sqrt(part / ratio), 1)
-    left, top = rng.uniform(0, 1, (2, views)) * (1 - np.stack([width, height]))
+    left, top = uniform[2:] * (1 - np.stack([width, height]))
     return np.stack([left, top, left + width, top + height], axis=1)
 
 
@@ -95,20 +92,20 @@ def crop_window(box: NDArray[np.float64], height: int, width: int, side: int) ->
     return Window((float(scaled[0]), float(scaled[1]), float(scaled[2]), float(scaled[3])), (side, side))
 
 
-def _draw_move(rng: np.random.Generator, views: int, move: Augment) -> Matrices:
-    """(V, 3, 3) in parts of the side; rotations, scalings and flips are about the centre."""
-    matrices = np.broadcast_to(np.eye(3), (views, 3, 3)).copy()
+def _move(uniform: Matrices, move: Augment) -> Matrices:
+    """(N, 3, 3) in parts of the side; rotations, scalings and flips are about the centre."""
+    matrices = np.broadcast_to(np.eye(3), (uniform.shape[1], 3, 3)).copy()
     if move.translate is not None:
-        matrices[:, :2, 2] = rng.uniform(-move.translate, move.translate, (views, 2))
+        matrices[:, :2, 2] = _between(uniform.T, -move.translate, move.translate)
         return matrices
     if move.rotate is not None:
-        angle = np.radians(rng.uniform(-move.rotate, move.rotate, views))
+        angle = np.radians(_between(uniform[0], -move.rotate, move.rotate))
         matrices[:, 0, 0] = matrices[:, 1, 1] = np.cos(angle)
         matrices[:, 0, 1], matrices[:, 1, 0] = -np.sin(angle), np.sin(angle)
     elif move.scale is not None:
-        matrices[:, 0, 0] = matrices[:, 1, 1] = rng.uniform(*move.scale, views)
+        matrices[:, 0, 0] = matrices[:, 1, 1] = _between(uniform[0], *move.scale)
     elif move.flip is not None:
-        matrices[:, 0, 0] = np.where(rng.random(views) < move.flip, -1, 1)
+        matrices[:, 0, 0] = np.where(uniform[0] < move.flip, -1, 1)
     matrices[:, :2, 2] = 0.5 - matrices[:, :2, :2] @ np.array([0.5, 0.5])
     return matrices
 
@@ -120,9 +117,9 @@ def in_pixels(matrices: Matrices, side: int) -> Matrices:
     return scaled
 
 
-def _draw_colour(rng: np.random.Generator, views: int, jitter: ColourJitter) -> Matrices:
+def _colours(uniform: Matrices, jitter: ColourJitter) -> Matrices:
     wide = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
-    return rng.uniform(-wide, wide, (views, 4)) + np.array([1, 1, 1, 0])
+    return np.array([1, 1, 1, 0]) + wide * (2 * uniform.T - 1)
 
 
 def _combined(first: Matrices, second: Matrices) -> Matrices:
@@ -151,8 +148,9 @@ def jitter_colours(images: Tensor, colours: Matrices) -> Tensor:
     for k in range(0, len(images), step):
         pixels = images[k : k + step].flatten(2).float()
         grey = lift[k : k + step] * (pixels.mean(dim=2) @ luma)
-        pixels = torch.baddbmm(grey[:, None, None], linear[k : k + step], pixels)
-        parts.append(pixels.round_().clamp_(0, 255).to(torch.uint8).reshape(images[k : k + step].shape))
+        # Truncating after adding a half rounds.
+        pixels = torch.baddbmm(grey[:, None, None] + 0.5, linear[k : k + step], pixels).clamp_(0, 255)
+        parts.append(pixels.to(torch.uint8).reshape(images[k : k + step].shape))
     return torch.cat(parts)
 
 

@@ -12,7 +12,7 @@ from mvcore.api import Cameras
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvcore_data.augmentation import Augmentation, crop_window, in_pixels, jitter_colours, joined
+from mvcore_data.augmentation import Augmentation, crop_window, in_pixels, jitter_colours
 from mvcore_data.options import ImageOptions
 from mvcore_data.transforms import Fit, Matrices, Window, cut_image, cut_map, fit_window, move_cameras, warp
 
@@ -67,7 +67,8 @@ class Pipeline:
         """Draws the transforms of views whose stored images have these (height, width); no generators = evaluation."""
         if generators is None or not self.augmentation:
             return Placed([self._window(*size) for size in sizes])
-        drawn = joined([self.augmentation.draw(rng, count) for rng, count in generators])
+        uniform = np.concatenate([rng.random((count, self.augmentation.numbers)) for rng, count in generators])
+        drawn = self.augmentation.draw(uniform)
         moves = None if drawn.matrices is None else in_pixels(drawn.matrices, self.side)
         if drawn.boxes is None:
             return Placed([self._window(*size) for size in sizes], False, moves, drawn.colours)

@@ -27,8 +27,8 @@ Fit: TypeAlias = Literal["crop", "pad"]
 Matrices: TypeAlias = NDArray[np.float64]
 Colour: TypeAlias = tuple[int, int, int]
 
-_WARPED_AT_ONCE = 1 << 21
-"""Pixels whose sampling grid is held at a time."""
+_WARPED_AT_ONCE = 1 << 16
+"""Pixels whose sampling grid is held at a time: what fits into a core's cache."""
 
 
 class Window(NamedTuple):
@@ -113,17 +113,27 @@ def warp(maps: Tensor, matrices: Matrices, fill: Sequence[float] | None) -> Tens
 
 def _warp(maps: Tensor, theta: Tensor, fill: Sequence[float] | None) -> Tensor:
     smooth = maps.dtype == torch.uint8
-    grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
-    outside = torch.zeros(maps.shape[1]) if fill is None else torch.tensor(list(fill), dtype=torch.float32)
+    values = maps.float()
+    outside = None if fill is None else torch.tensor(list(fill), dtype=torch.float32)[:, None, None]
     moved = F.grid_sample(
-        maps.float() - outside[:, None, None],
-        grid,
+        values if outside is None else values - outside,
+        _grid(theta, maps.shape[-1]),
         mode="bilinear" if smooth else "nearest",
-        padding_mode="border" if fill is None else "zeros",
+        padding_mode="border" if outside is None else "zeros",
         align_corners=False,
     )
-    moved = moved + outside[:, None, None]
-    return (moved.round().clamp(0, 255) if smooth else moved).to(maps.dtype)
+    if outside is not None:
+        moved += outside
+    # Truncating after adding a half rounds; bilinear weights never leave the range of the values.
+    return moved.add_(0.5).to(maps.dtype) if smooth else moved
+
+
+def _grid(theta: Tensor, side: int) -> Tensor:
+    """`F.affine_grid` of square maps as an outer sum, several times faster: (N, S, S, 2)."""
+    centres = (torch.arange(side) + 0.5) * (2 / side) - 1
+    along_x = theta[:, None, :, 0] * centres[None, :, None] + theta[:, None, :, 2]
+    along_y = theta[:, None, :, 1] * centres[None, :, None]
+    return along_x[:, None] + along_y[:, :, None]
 
 
 def move_points(points: NDArray[np.floating], matrices: Matrices) -> Matrices:
