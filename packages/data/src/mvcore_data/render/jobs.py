@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mvcore_data.render.surfaces import Surface
 
 
+class WorkFolderError(DataError):
+    """No result can be kept: not the object's fault, so the whole render stops."""
+
+
 @dataclass(frozen=True)
 class ImageOptions:
     """How views are drawn and encoded. ``background`` is sRGB, 0 to 255."""
@@ -86,9 +90,12 @@ def render_item(renderer: Renderer, item: Item, rig: Rig, options: ImageOptions,
         arrays["depth"] = np.stack([view.depth for view in drawn])
         arrays["masks"] = np.stack([view.mask for view in drawn])
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkFolderError(f"{path.parent}: cannot be written ({error.strerror})") from None
 
 
 def read_rendered(path: Path) -> RenderedObject:
@@ -110,11 +117,11 @@ def read_rendered(path: Path) -> RenderedObject:
 
 
 def encode_image(image: NDArray[np.uint8], codec: str, quality: int) -> bytes:
-    """An (H, W, 3) uint8 picture as JPEG (4:2:0, optimised tables), PNG or WebP (100 is lossless)."""
+    """An (H, W, 3) uint8 picture as JPEG (4:4:4, optimised tables), PNG or WebP (100 is lossless)."""
     stream = io.BytesIO()
     picture = Image.fromarray(image)
     if codec == "jpeg":
-        picture.save(stream, "JPEG", quality=quality, optimize=True, subsampling=2)
+        picture.save(stream, "JPEG", quality=quality, optimize=True, subsampling=0)
     elif codec == "webp":
         picture.save(stream, "WEBP", quality=quality, method=6, lossless=quality == 100)
     else:

@@ -58,60 +58,54 @@ def render_store(plan: RenderPlan, out: Path, *, workers: int, strict: bool = Fa
         The objects that failed, with the reason.
 
     Raises:
-        DataError: ``out`` exists, the partial render is another one's, nothing could be drawn, or ``strict``.
+        DataError: ``out`` exists or cannot be written, nothing could be drawn, or an object failed and ``strict``.
         DeviceError: This machine cannot render.
     """
     if out.exists():
         raise DataError(f"{out}: exists already; give another name or remove it")
     work = out.with_name(f"{out.name}.partial")
-    _claim(work, _fingerprint(plan))
-    jobs = [Job(item, work / f"{number:06d}.npz") for number, item in enumerate(plan.items)]
-    failed = _render_missing([job for job in jobs if not job.path.exists()], plan, workers, strict)
+    jobs = [Job(item, work / _result_name(plan, item)) for item in plan.items]
+    failed = _render_missing([job for job in jobs if not job.path.exists()], plan, work, workers, strict)
     done = [job for job in jobs if job.item.id not in failed]
     if not done:
+        _remove_folder(work)
         first = next(iter(failed.items()))
         raise DataError(
             f"{out}: none of the {len(jobs)} objects could be rendered; the first, {first[0]!r}: {first[1]}"
         )
     _pack(done, plan, work, out)
-    shutil.rmtree(work)
+    _remove_folder(work)
     return failed
 
 
-def _fingerprint(plan: RenderPlan) -> str:
-    digest = hashlib.sha256()
-    settings = [asdict(plan.options), plan.rig.name, plan.rig.angles.tolist(), plan.depth, plan.masks]
-    digest.update(json.dumps(settings).encode())
-    for item in plan.items:
-        digest.update(f"{item.id}\0{item.geometry}\0{item.fingerprint()}\n".encode())
-    return digest.hexdigest()
+def _result_name(plan: RenderPlan, item: Item) -> str:
+    """Of the file with an object's render: another object, file or setting has another name."""
+    settings = [asdict(plan.options), plan.rig.name, plan.rig.angles.tolist(), item.geometry]
+    text = f"{json.dumps(settings)}\0{item.id}\0{item.fingerprint()}"
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def _claim(work: Path, fingerprint: str) -> None:
-    """Make the work folder, or go on with it if it holds the same render."""
-    mark = work / "job.json"
+def _make_folder(work: Path) -> None:
     try:
         work.mkdir(parents=True, exist_ok=True)
-        if mark.exists():
-            if json.loads(mark.read_text()).get("fingerprint") != fingerprint:
-                raise DataError(
-                    f"{work}: holds an unfinished render of other objects or settings; finish it with its own command "
-                    "or remove the folder"
-                )
-            return
-        if any(work.iterdir()):
-            raise DataError(f"{work}: is in the way (not an unfinished render); move it")
-        temporary = work / "job.json.tmp"
-        temporary.write_text(json.dumps({"fingerprint": fingerprint}))
-        temporary.replace(mark)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{work}: cannot be used as the work folder ({error})") from None
+    except OSError as error:
+        raise DataError(f"{work}: cannot be made ({error.strerror})") from None
 
 
-def _render_missing(jobs: list[Job], plan: RenderPlan, workers: int, strict: bool) -> dict[str, str]:
+def _remove_folder(work: Path) -> None:
+    """Remove the results, and the folder unless it holds something else."""
+    for pattern in ("*.npz", "*.npz.tmp"):
+        for file in work.glob(pattern):
+            file.unlink()
+    if not any(work.iterdir()):
+        work.rmdir()
+
+
+def _render_missing(jobs: list[Job], plan: RenderPlan, work: Path, workers: int, strict: bool) -> dict[str, str]:
     if not jobs:
         return {}
     window = probe_renderer()
+    _make_folder(work)
     failed: dict[str, str] = {}
     console = Console(stderr=True)
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -126,7 +120,7 @@ def _render_missing(jobs: list[Job], plan: RenderPlan, workers: int, strict: boo
             if strict:
                 raise DataError(f"object {item.id!r} failed: {reason}")
             failed[item.id] = reason
-            progress.console.print(f"skipped {item.id}: {reason}", style="yellow", markup=False, highlight=False)
+            progress.console.print(f"skipped {item.id}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     return failed
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mvcore.api import MvcoreError
 
-from mvcore_data.render.jobs import ImageOptions, Item
+from mvcore_data.render.jobs import ImageOptions, Item, WorkFolderError
 from mvcore_data.render.probe import configure_process
 from mvcore_data.rigs import Rig
 
@@ -44,7 +44,11 @@ class _Worker:
 def render_all(
     jobs: Sequence[Job], rig: Rig, options: ImageOptions, *, window: str, workers: int
 ) -> Iterator[tuple[Item, str | None]]:
-    """Render jobs in spawned processes; yields each item when it is done, with the reason if it failed."""
+    """Render jobs in spawned processes; yields each item when it is done, with the reason if it failed.
+
+    Raises:
+        WorkFolderError: Results cannot be written.
+    """
     waiting = deque(jobs)
     pool: list[_Worker] = []
     try:
@@ -95,13 +99,16 @@ def _ready(pool: list[_Worker]) -> list[_Worker]:
 
 def _outcome(worker: _Worker) -> str | None:
     try:
-        return worker.connection.recv()
+        answer = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
         code = worker.process.exitcode or 0
         late = time.monotonic() - worker.since > LIMIT_S
         how = f"took over {LIMIT_S:.0f} s" if late else f"killed its process (exit code {code})"
         return f"the render {how}"
+    if isinstance(answer, WorkFolderError):
+        raise answer
+    return None if answer is None else str(answer)
 
 
 def _work(connection: Connection, rig: Rig, options: ImageOptions, window: str) -> None:
@@ -120,6 +127,6 @@ def _work(connection: Connection, rig: Rig, options: ImageOptions, window: str) 
             render_item(renderer, job.item, rig, options, job.path)
             connection.send(None)
         except MvcoreError as error:
-            connection.send(str(error))
+            connection.send(error)
         except Exception as error:
             connection.send(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -20,8 +21,9 @@ print(plotter.render_window.GetClassName(), flush=True)
 """
 
 
+@functools.cache
 def probe_renderer() -> str:
-    """Try the first render in a child process.
+    """Try the first render in a child process; once it worked the answer is kept.
 
     Returns:
         The class of the window that VTK could open; processes that render set `WINDOW_VARIABLE` to it.
