@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mvcore.errors import ConfigError, MvcoreError
-from mvcore.parts import IndexedDataset
 from mvcore.training.sampling import Draw, SourceSampler, SourceSpecification
 from mvcore.types import ViewBatch, concatenate
 
@@ -182,8 +181,6 @@ def globalised(batch: ViewBatch, source: SourceSpecification) -> ViewBatch:
 
 
 def _sampler(source: SourceSpecification, seed: int, world_size: int) -> SourceSampler:
-    if not isinstance(source.dataset, IndexedDataset):
-        raise ConfigError(f"data.{source.name}: streams cannot be trained on yet; pack the data into a store")
     sampler = SourceSampler(source, seed)
     objects = min(source.batch_size, len(source.dataset))
     if source.sampling != "views" and objects < world_size:

@@ -107,11 +107,13 @@ class SourceSampler:
     """Draws the batches of one source.
 
     Raises:
-        ConfigError: a batch size or number of views that cannot be drawn; the text names the source and the object.
+        ConfigError: a batch size or number of views that cannot be drawn, where the text names the source and the
+            object; or a stream.
         DataError: a source without views.
     """
 
     def __init__(self, source: SourceSpecification, seed: int) -> None:
+        _check_indexed(source.dataset, f"data.{source.name}")
         self.source = source
         self._key = (seed % 2**64, zlib.crc32(source.name.encode()))
         views = [_as_array(source.dataset.views_of(i)) for i in range(len(source.dataset))]
@@ -231,6 +233,14 @@ class TransformGenerators:
         return np.random.Generator(np.random.Philox(counter=counter, key=self._philox_key))
 
 
+def _check_indexed(dataset: object, where: str) -> None:
+    if not isinstance(dataset, IndexedDataset):
+        raise ConfigError(
+            f"{where}: {type(dataset).__name__} is a stream or lacks a part of an indexed dataset, and only those can "
+            "be trained on yet; pack the data into a store"
+        )
+
+
 def _as_array(ids: Sequence[int]) -> Integers:
     if isinstance(ids, range):  # several times faster than reading its members
         return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64)
@@ -250,11 +260,13 @@ def assign_offsets(datasets: Sequence[IndexedDataset]) -> tuple[list[tuple[int, 
 
     Raises:
         DataError: two datasets name the same store but disagree on its size.
+        ConfigError: a dataset is a stream.
     """
     placed: dict[str, tuple[int, int, int, int]] = {}
     n_objects = n_views = 0
     offsets: list[tuple[int, int]] = []
     for dataset in datasets:
+        _check_indexed(dataset, "data")
         size = (dataset.n_store_objects, dataset.n_store_views)
         if dataset.store_key not in placed:
             placed[dataset.store_key] = (n_objects, n_views, *size)
