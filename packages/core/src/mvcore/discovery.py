@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Literal, TypeAlias
 
+from mvcore.specs import NAME
 from mvcore.suggest import did_you_mean
 
 GROUP = "mvcore"
@@ -21,8 +22,6 @@ ENV_PLUGINS = "MVCORE_PLUGINS"
 
 RESERVED = {"core": "mvcore", "data": "mvcore-data"}
 """Plugin names that only the named distribution may use."""
-
-PLUGIN_NAME = re.compile(r"[a-z][a-z0-9]*(?:[_-][a-z0-9]+)*")
 
 Status: TypeAlias = Literal["ok", "broken", "conflict", "incompatible", "disabled"]
 
@@ -109,7 +108,7 @@ def _judge_names(candidates: Iterable[Candidate]) -> list[Candidate]:
         owner = RESERVED.get(candidate.name)
         if candidate.verdict is not None:
             judged.append(candidate)
-        elif not PLUGIN_NAME.fullmatch(candidate.name):
+        elif not NAME.fullmatch(candidate.name):
             judged.append(replace(candidate, verdict=("broken", bad_name(candidate.name))))
         elif owner is not None and re.sub(r"[-_.]+", "-", candidate.distribution).lower() != owner:
             reason = f"the name {candidate.name!r} is reserved for the distribution {owner}"
@@ -140,7 +139,7 @@ def _apply_environment(found: list[Candidate], environment: str) -> list[Candida
         elif name in RESERVED:
             reason = f"the name {name!r} is reserved for the distribution {RESERVED[name]}"
             problems.append(_from_environment(name, module, ("broken", reason)))
-        elif not module or not PLUGIN_NAME.fullmatch(name):
+        elif not module or not NAME.fullmatch(name):
             reason = f"{ENV_PLUGINS} has {item!r}, which is neither a plugin's name nor name=module"
             problems.append(_from_environment(name or item, module, ("broken", reason)))
         else:

@@ -65,7 +65,7 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
         EvaluatorSpec(
             name="consistency",
             summary="Cosine similarity within objects, between objects, and of texts to views",
-            factory="mvcore.evaluation.consistency:Consistency",
+            factory="mvcore.evaluation.view_consistency:Consistency",
             config="mvcore.evaluation.options:ConsistencyOptions",
             needs={"view", "text"},
         ),

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mvcore.discovery import ENV_PLUGINS, PLUGIN_NAME, RESERVED, Candidate, bad_name, discover
+from mvcore.discovery import ENV_PLUGINS, RESERVED, Candidate, bad_name, discover
 from mvcore.errors import PluginError
 from mvcore.plugin_records import (
     ANSWERS,
@@ -25,7 +25,7 @@ from mvcore.plugin_records import (
     name_of,
     new_manager,
 )
-from mvcore.specs import RecipeSpec
+from mvcore.specs import NAME, RecipeSpec
 from mvcore.suggest import did_you_mean, listed
 
 ENV_STRICT = "MVCORE_STRICT_PLUGINS"
@@ -192,7 +192,7 @@ class Registry:
 
     def _add(self, candidate: Candidate) -> PluginRecord:
         name = candidate.name
-        if not PLUGIN_NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise PluginError(f"{candidate.source}: {bad_name(name)}")
         if name in RESERVED:
             raise PluginError(f"{candidate.source}: the name {name!r} is reserved for {RESERVED[name]}; rename it")

@@ -10,13 +10,19 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 MVCORE_API = 1
 """The plugin interface that this version speaks; a plugin module declares the one it was written for."""
 
 Axis: TypeAlias = Literal["view", "object", "caption", "none"]
 """What a row of a feature or of a published state stands for."""
+
+EncoderKind: TypeAlias = Literal["backbone", "adapter"]
+LossSampling: TypeAlias = Literal["any", "objects", "views", "pairs"]
+LossScope: TypeAlias = Literal["batch", "object"]
+CheckStatus: TypeAlias = Literal["ok", "warning", "failed"]
+Severity: TypeAlias = Literal["error", "warning"]
 
 Keys: TypeAlias = "frozenset[str] | Iterable[str]"
 
@@ -38,14 +44,38 @@ BATCH_FIELDS = frozenset({"images", "captions", "cameras", "depth", "masks", "ob
 STATE = "state:"
 """Prefix of the keys that trainers publish, as in `state:ovt.anchors`."""
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(?:[_-][a-z0-9]+)*")
+NAME = re.compile(r"[a-z][a-z0-9]*(?:[_-][a-z0-9]+)*")
+"""The form of the names of plugins and parts."""
+
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def _checked_keys(owner: str, what: str, keys: Keys) -> frozenset[str]:
     if isinstance(keys, str):
         raise ValueError(f"{owner}: {what} must be a set of keys, not the string {keys!r}; write {{{keys!r}}}")
-    return frozenset(keys)
+    checked = frozenset(keys)
+    for key in checked:
+        _check_text(owner, what, key)
+    return checked
+
+
+def _check_text(owner: str, what: str, key: object) -> None:
+    if not isinstance(key, str) or not key:
+        raise ValueError(f"{owner}: {what} must hold the names of keys, not {key!r}")
+
+
+def _check_choice(owner: str, what: str, value: object, allowed: object) -> None:
+    choices: tuple[object, ...] = get_args(allowed)
+    if value not in choices:
+        raise ValueError(f"{owner}: {what} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def _check_axes(owner: str, what: str, axes: object) -> None:
+    if not isinstance(axes, Mapping):
+        raise ValueError(f"{owner}: {what} must be a mapping from keys to what their rows stand for, not {axes!r}")
+    for key, axis in cast("Mapping[object, object]", axes).items():
+        _check_text(owner, what, key)
+        _check_choice(owner, f"{what}[{key!r}]", axis, Axis)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +105,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         owner = f"{type(self).__name__} {self.name!r}"
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise ValueError(f"{owner}: a name is lower-case letters, digits, '_' and '-', starting with a letter")
         if not self.summary or "\n" in self.summary:
             raise ValueError(f"{owner}: summary must be one line")
@@ -106,10 +136,16 @@ class EncoderSpec(Spec):
 
     part: ClassVar[str] = "encoder"
 
-    kind: Literal["backbone", "adapter"] = "backbone"
+    kind: EncoderKind = "backbone"
     needs: Keys = frozenset()
     provides: Keys = frozenset()
     axes: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = f"EncoderSpec {self.name!r}"
+        _check_choice(owner, "kind", self.kind, EncoderKind)
+        _check_axes(owner, "axes", self.axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +162,14 @@ class LossSpec(Spec):
     part: ClassVar[str] = "loss"
 
     needs: Keys = frozenset()
-    sampling: Literal["any", "objects", "views", "pairs"] = "any"
-    scope: Literal["batch", "object"] = "batch"
+    sampling: LossSampling = "any"
+    scope: LossScope = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = f"LossSpec {self.name!r}"
+        _check_choice(owner, "sampling", self.sampling, LossSampling)
+        _check_choice(owner, "scope", self.scope, LossScope)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +196,14 @@ class TrainerSpec(Spec):
     provides: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
     indexed: bool = False
     replaces_step: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = f"TrainerSpec {self.name!r}"
+        _check_axes(owner, "provides", self.provides)
+        for key in self.provides:
+            if not key.startswith(STATE):
+                raise ValueError(f"{owner}: what a trainer provides begins with {STATE!r}; write {STATE + key!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +253,12 @@ class CheckSpec(Spec):
 class CheckResult:
     """One line of `mvcore doctor`: `ok`, `warning` or `failed`, what was found, and what to do about it."""
 
-    status: Literal["ok", "warning", "failed"]
+    status: CheckStatus
     text: str
     advice: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choice("CheckResult", "status", self.status, CheckStatus)
 
 
 @dataclass(frozen=True)
@@ -213,7 +266,10 @@ class Problem:
     """What a plugin's `mvcore_check_run` found wrong in a run before any weight was loaded; an error stops the run."""
 
     text: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
+
+    def __post_init__(self) -> None:
+        _check_choice("Problem", "severity", self.severity, Severity)
 
 
 @dataclass(frozen=True)

@@ -86,20 +86,21 @@ class ViewBatch:
             ValueError: a view count below 1, or a field whose length is not that of its axis.
         """
         counts = torch.as_tensor(view_counts, dtype=torch.int64).reshape(-1)
-        listed = [int(count) for count in counts]
+        listed = _listed(counts)
         if any(count < 1 for count in listed):
             raise ValueError(f"every object of a batch needs at least one view, got view counts {listed}")
         objects, views = len(listed), sum(listed)
         cu_views = torch.zeros(objects + 1, dtype=torch.int32)
         cu_views[1:] = torch.cumsum(counts, 0)
-        values["captions"] = tuple(values.get("captions", ()))
+        values["captions"] = tuple(values.get("captions") or ())
         for name, length in (("source", objects), ("object_ids", objects), ("view_ids", views)):
             if values.get(name) is None:
                 values[name] = torch.full((length,), 0 if name == "source" else -1, dtype=torch.int64)
         for name in ("caption_object", "caption_view"):
-            if values.get(name) is None and values["captions"]:
-                raise ValueError(f"a batch with captions needs {name}")
-            values.setdefault(name, torch.empty(0, dtype=torch.int64))
+            if values.get(name) is None:
+                if values["captions"]:
+                    raise ValueError(f"a batch with captions needs {name}")
+                values[name] = torch.empty(0, dtype=torch.int64)
         batch = ViewBatch(
             view_counts=counts,
             object_of_view=torch.repeat_interleave(torch.arange(objects), counts),
@@ -109,6 +110,7 @@ class ViewBatch:
             **values,
         )
         batch._check_lengths()
+        batch._check_captions()
         return batch
 
     def _check_lengths(self) -> None:
@@ -125,9 +127,25 @@ class ViewBatch:
             "masks": (self.masks, self.n_views),
             "depth_valid": (self.depth_valid, self.n_views),
         }
+        if self.cameras is not None:
+            lengths["intrinsics"] = (self.cameras.intrinsics, self.n_views)
+            lengths["world_to_camera"] = (self.cameras.world_to_camera, self.n_views)
+        for key, tensor in self.embeddings.items():
+            lengths[f"embeddings[{key!r}]"] = (tensor, n_captions if key.endswith("/text") else self.n_views)
         for name, (tensor, length) in lengths.items():
             if tensor is not None and tensor.shape[0] != length:
                 raise ValueError(f"{name} has {tensor.shape[0]} rows where the batch's layout says {length}")
+
+    def _check_captions(self) -> None:
+        """A caption of another object's view, or of none, would teach the wrong pairs without a sign."""
+        objects, views = self.caption_object, self.caption_view
+        if ((objects < 0) | (objects >= self.n_objects)).any():
+            raise ValueError(f"caption_object must be in 0 .. {self.n_objects - 1}, got {_listed(objects)}")
+        if ((views < -1) | (views >= self.n_views)).any():
+            raise ValueError(f"caption_view must be in -1 .. {self.n_views - 1}, got {_listed(views)}")
+        of_view = views >= 0
+        if (self.object_of_view[views[of_view]] != objects[of_view]).any():
+            raise ValueError(f"caption_view {_listed(views)} names views of other objects than {_listed(objects)}")
 
     @property
     def n_objects(self) -> int:
@@ -181,6 +199,10 @@ class ViewBatch:
         guarded = _RestrictedBatch(**values)
         object.__setattr__(guarded, "_guard", (BATCH_FIELDS - needs, owner))
         return guarded
+
+
+def _listed(indices: Tensor) -> list[int]:
+    return [int(index) for index in indices]
 
 
 _FIELD_OF = {
@@ -294,7 +316,7 @@ def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
     """One batch of all objects of `batches`, in order; captions, cameras, depth and masks stay with their views.
 
     A field that only some batches have is kept where an absent value can be marked (cameras, depth: `*_valid`), and is
-    None otherwise. Images of unequal sizes, embeddings and state that not all share, are left out.
+    None otherwise. Images of unequal sizes, and embeddings and state that not all share in equal widths, are left out.
 
     Raises:
         ValueError: no batch.
@@ -393,8 +415,9 @@ def _cat_if_equal(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _cat_shared(mappings: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    shared = set(mappings[0]).intersection(*mappings[1:])
-    return {key: torch.cat([mapping[key] for mapping in mappings]) for key in sorted(shared)}
+    shared = sorted(set(mappings[0]).intersection(*mappings[1:]))
+    joined = {key: _cat_if_equal([mapping[key] for mapping in mappings]) for key in shared}
+    return {key: tensor for key, tensor in joined.items() if tensor is not None}
 
 
 def _cat_cameras(batches: Sequence[ViewBatch]) -> dict[str, Any]:
@@ -426,8 +449,11 @@ def _cat_depth(batches: Sequence[ViewBatch]) -> dict[str, Any]:
     valid: list[Tensor] = []
     for batch in batches:
         n, device = batch.n_views, batch.device
-        has = batch.depth is not None
-        known = batch.depth_valid
-        depth.append(batch.depth if batch.depth is not None else torch.zeros((n, *size), device=device))
-        valid.append(torch.full((n,), has, dtype=torch.bool, device=device) if known is None else known)
+        if batch.depth is None:
+            depth.append(torch.zeros((n, *size), device=device))
+            valid.append(torch.zeros(n, dtype=torch.bool, device=device))
+        else:
+            known = batch.depth_valid
+            depth.append(batch.depth)
+            valid.append(torch.ones(n, dtype=torch.bool, device=device) if known is None else known)
     return {"depth": torch.cat(depth), "depth_valid": torch.cat(valid)}
