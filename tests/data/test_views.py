@@ -158,6 +158,7 @@ def test_workers_give_the_same_augmented_pixels(store: Path, cache: str) -> None
         assert_equal(first, second)
 
 
+@pytest.mark.process
 def test_workers_fill_one_cache(store: Path) -> None:
     views = Views(path=str(store), cache="memory")
     source = SourceSpecification(name="v", dataset=views, sampling="views", batch_size=OBJECTS * VIEWS)
