@@ -81,7 +81,8 @@ def pack(
 
     from mvcore_data.pack import pack_folders
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("packing", total=None)
         report = pack_folders(
             source,
@@ -196,7 +197,5 @@ def _part(text: str) -> tuple[str, float | list[str]]:
     try:
         lines = Path(value).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(
-            f"split {name!r}: {value!r} is neither a fraction nor a readable file of object ids"
-        ) from None
+        raise ConfigError(f"split {name!r}: {value!r} is neither a fraction nor a file of object ids") from None
     return name, [line for line in lines if line.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,17 +93,18 @@ def contact_sheet(store: ViewStore, out: Path, *, objects: int = 8, views: int =
     Raises:
         DataError: a view is damaged, or the picture cannot be written.
     """
-    rows = _spread(range(len(store)), objects)
-    columns = min(views, max(len(store.views_of(i)) for i in rows))
+    rows = {i: _spread(store.views_of(i), views) for i in _spread(range(len(store)), objects)}
+    cell = min(cell, max(max(store.size(v)) for shown in rows.values() for v in shown))  # views are never enlarged
+    columns = max(map(len, rows.values()))
     height = len(rows) * (_LABEL + cell + _GAP) + _GAP
     sheet = Image.new("RGB", (columns * (cell + _GAP) + _GAP, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for row, i in enumerate(rows):
+    for row, (i, shown) in enumerate(rows.items()):
         top = _GAP + row * (_LABEL + cell + _GAP)
         category = store.category(i)
         label = store.object_ids[i] if category is None else f"{store.object_ids[i]}  ({category})"
         draw.text((_GAP, top), label, "black", font)
-        for column, v in enumerate(_spread(store.views_of(i), columns)):
+        for column, v in enumerate(shown):
             picture = Image.fromarray(store.image(v))
             picture.thumbnail((cell, cell))
             sheet.paste(picture, (_GAP + column * (cell + _GAP), top + _LABEL))
@@ -112,7 +114,8 @@ def contact_sheet(store: ViewStore, out: Path, *, objects: int = 8, views: int =
         sheet.save(temporary, "PNG")
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
