@@ -176,15 +176,12 @@ def test_a6_outliers_equal_the_double_loop(seed: int, counts: list[int], k: int,
     views = views.half() if half else views
     table = viewpoint_anchors(views, index)
     expected = oracles.outliers(views.numpy(), index.numpy(), table.numpy(), k)
-    if half:
-        # Cosines that agree to the last digits of float64 may be ordered either way by the two sums.
-        cosines = module.anchor_cosines(views, index, table)
-        differing = (outlier_views(views, index, table, k).numpy() != expected).nonzero()[0]
-        for row in differing:
-            same = cosines[index == index[row]]
-            assert ((same - cosines[row]).abs() < 1e-12).sum() > 1
-    else:
-        np.testing.assert_array_equal(outlier_views(views, index, table, k).numpy(), expected)
+    # Views whose cosines agree to the last digits of float64 may be ordered either way by the two sums.
+    cosines = module.anchor_cosines(views, index, table)
+    differing = (outlier_views(views, index, table, k).numpy() != expected).nonzero()[0]
+    for row in differing:
+        others = cosines[index == index[row]]
+        assert ((others - cosines[row]).abs() < 1e-12).sum() > 1
 
 
 def test_a6_ties_go_by_index() -> None:
@@ -193,6 +190,24 @@ def test_a6_ties_go_by_index() -> None:
     anchor = torch.tensor([[0.0, 1.0]])
     assert outlier_views(views, index, anchor, 2).tolist() == [True, False, True, False, False]
     assert outlier_views(views, index, anchor, 4).tolist() == [True, True, True, True, False]
+
+
+def test_a6_outliers_equal_the_double_loop_where_nothing_ties() -> None:
+    views, index = ragged(14, [3, 30, 57, 8, 30])
+    table = viewpoint_anchors(views, index)
+    expected = oracles.outliers(views.numpy(), index.numpy(), table.numpy(), 5)
+    np.testing.assert_array_equal(outlier_views(views, index, table, 5).numpy(), expected)
+
+
+def test_a8_anchors_have_no_gradient_and_embeddings_stay_as_they_are() -> None:
+    views, index = ragged(15, [4, 9])
+    before = views.clone()
+    views.requires_grad_()
+    for rule in RULES:
+        found = viewpoint_anchors(views, index, rule=rule)
+        assert not found.requires_grad
+        assert not outlier_views(views, index, found, 2).requires_grad
+    assert torch.equal(views, before)
 
 
 @pytest.mark.parametrize("rule", RULES)

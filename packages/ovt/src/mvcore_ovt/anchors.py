@@ -6,6 +6,7 @@ the memory at the embeddings themselves plus a few megabytes and the anchors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -26,6 +27,21 @@ _CLOSE = 1e-2
 """Squared distances below this share of the largest squared norm lose digits when they come from a Gram matrix."""
 
 
+class _Scratch:
+    """Memory that every block uses again: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._held = torch.empty(0, dtype=dtype, device=device)
+
+    def __call__(self, *shape: int) -> Tensor:
+        """An uninitialised tensor, good until the next call."""
+        size = math.prod(shape)
+        if len(self._held) < size:
+            self._held = self._held.new_empty(size)
+        return self._held[:size].view(shape)
+
+
+@torch.no_grad()
 def viewpoint_anchors(
     embeddings: Tensor, object_index: Tensor, *, rule: AnchorRule = "inverse_distance", neighbours: int = 5
 ) -> Tensor:
@@ -58,6 +74,7 @@ def viewpoint_anchors(
     return anchors_of(embeddings, object_index, rule=rule, neighbours=neighbours)
 
 
+@torch.no_grad()
 def anchors_of(
     embeddings: Tensor,
     object_index: Tensor,
@@ -77,22 +94,24 @@ def anchors_of(
     dtype = _computed_in(embeddings)
     anchors = torch.zeros(len(counts), embeddings.shape[1], dtype=dtype, device=device)
     block = _BLOCK * (_CUDA_BLOCKS if device.type == "cuda" else 1)
+    gathered, table = _Scratch(dtype, device), _Scratch(dtype, device)
     for objects, rows in _buckets(object_index, counts, embeddings.shape[1], block):
-        views = embeddings[rows].to(device=device, dtype=dtype)
+        views = _gather(embeddings, rows.flatten(), gathered).view(*rows.shape, -1)
         norms = _checked_norms(views, rows)
         if unit:
             views /= norms
             norms = torch.ones_like(norms)
         if rule == "inverse_distance":
-            found = _inverse_distance(views, neighbours, block)
+            found = _inverse_distance(views, neighbours, block, table)
         elif rule == "inverse_similarity":
-            found = _inverse_similarity(views, norms, neighbours, block)
+            found = _inverse_similarity(views, norms, neighbours, block, table)
         else:
             found = views.mean(dim=1)
         anchors[objects.to(device)] = found
     return anchors
 
 
+@torch.no_grad()
 def outlier_views(embeddings: Tensor, object_index: Tensor, anchors: Tensor, k: int) -> Tensor:
     """The `k` views of each object with the smallest cosine to its anchor; all of them where it has no more than `k`.
 
@@ -123,6 +142,7 @@ def outlier_views(embeddings: Tensor, object_index: Tensor, anchors: Tensor, k: 
     return outliers
 
 
+@torch.no_grad()
 def anchor_cosines(embeddings: Tensor, object_index: Tensor, anchors: Tensor) -> Tensor:
     """(N,) float64 cosine of each view to the anchor of its object; arguments and errors as for `outlier_views`."""
     counts = _checked_counts(embeddings, object_index)
@@ -130,18 +150,31 @@ def anchor_cosines(embeddings: Tensor, object_index: Tensor, anchors: Tensor) ->
         wanted = (len(counts), embeddings.shape[1])
         raise ValueError(f"anchors must have a row for each object, {wanted}, not {tuple(anchors.shape)}")
     size = max(1, _BLOCK // 2 // max(1, embeddings.shape[1]))
-    cosines = torch.empty(len(embeddings), dtype=torch.float64, device=embeddings.device)
+    device = embeddings.device
+    wide, centred = _Scratch(torch.float64, device), _Scratch(torch.float64, device)
+    gathered = _Scratch(anchors.dtype, device)
+    cosines = torch.empty(len(embeddings), dtype=torch.float64, device=device)
     for start in range(0, len(embeddings), size):
-        rows = slice(start, start + size)
-        views, centres = embeddings[rows].double(), anchors[object_index[rows]].double()
+        owners = object_index[start : start + size]
+        shape = (len(owners), embeddings.shape[1])
+        views = wide(*shape).copy_(embeddings[start : start + size])
+        centres = centred(*shape).copy_(_gather(anchors, owners, gathered))
         norms = torch.linalg.vector_norm(views, dim=-1) * torch.linalg.vector_norm(centres, dim=-1)
         usable = torch.isfinite(norms) & (norms > 0)
         if not bool(usable.all()):
             row = start + int((~usable).nonzero()[0])
             raise ValueError(f"view {row} (object {int(object_index[row])}) or its anchor is zero or not finite")
         # A sum over each row alone: equal views get equal cosines wherever they stand.
-        cosines[rows] = (views * centres).sum(dim=-1) / norms
+        cosines[start : start + size] = views.mul_(centres).sum(dim=-1) / norms
     return cosines
+
+
+def _gather(table: Tensor, rows: Tensor, into: _Scratch) -> Tensor:
+    """`table[rows]`, (M, D), in the type and on the device of the scratch memory."""
+    found = into(len(rows), table.shape[1])
+    if (found.dtype, found.device) == (table.dtype, table.device):
+        return torch.index_select(table, 0, rows, out=found)
+    return found.copy_(table[rows])
 
 
 def _checked_counts(embeddings: Tensor, object_index: Tensor) -> Tensor:
@@ -182,17 +215,17 @@ def _buckets(object_index: Tensor, counts: Tensor, width: int, block: int) -> It
             yield part, order[starts[part][:, None] + offsets]
 
 
-def _inverse_distance(views: Tensor, neighbours: int, block: int) -> Tensor:
+def _inverse_distance(views: Tensor, neighbours: int, block: int, table: _Scratch) -> Tensor:
     """(G, D) anchors of (G, V, D) views, which are overwritten."""
     # Distances do not change when the mean is taken off, and far fewer digits are lost in the Gram matrix.
     mean = views.mean(dim=1, keepdim=True)
     views -= mean
-    weights = 1 / (_distance_sums(views, min(neighbours, views.shape[1]), block) + EPS)
+    weights = 1 / (_distance_sums(views, min(neighbours, views.shape[1]), block, table) + EPS)
     weights /= weights.sum(dim=1, keepdim=True)
     return (mean + weights[:, None] @ views)[:, 0]
 
 
-def _distance_sums(views: Tensor, nearest: int, block: int) -> Tensor:
+def _distance_sums(views: Tensor, nearest: int, block: int, table: _Scratch) -> Tensor:
     """(G, V) sum of distances from each view to its `nearest` nearest, itself among them."""
     objects, count, _ = views.shape
     sums = views.new_zeros(objects, count)
@@ -202,8 +235,8 @@ def _distance_sums(views: Tensor, nearest: int, block: int) -> Tensor:
     close = _CLOSE * squares.amax(dim=1, keepdim=True)
     for start, stop in _row_blocks(objects, count, block):
         part = views[:, start:stop]
-        squared = squares[:, start:stop, None] + squares[:, None]
-        squared = squared.baddbmm_(part, views.transpose(1, 2), alpha=-2)
+        squared = torch.bmm(part, views.transpose(1, 2), out=table(objects, stop - start, count))
+        squared.mul_(-2).add_(squares[:, start:stop, None]).add_(squares[:, None])
         squared.diagonal(offset=start, dim1=1, dim2=2).zero_()
         found = squared.topk(nearest, largest=False).values.clamp_min_(0).sqrt_()
         inexact = (found[..., 1].square() < close).any(dim=1)
@@ -215,7 +248,7 @@ def _distance_sums(views: Tensor, nearest: int, block: int) -> Tensor:
     return sums
 
 
-def _inverse_similarity(views: Tensor, norms: Tensor, neighbours: int, block: int) -> Tensor:
+def _inverse_similarity(views: Tensor, norms: Tensor, neighbours: int, block: int, table: _Scratch) -> Tensor:
     """(G, D) anchors of (G, V, D) views with (G, V, 1) norms; the views are overwritten."""
     objects, count, _ = views.shape
     if count == 1:
@@ -224,7 +257,8 @@ def _inverse_similarity(views: Tensor, norms: Tensor, neighbours: int, block: in
     nearest = min(neighbours, count - 1)
     weights = views.new_empty(objects, count)
     for start, stop in _row_blocks(objects, count, block):
-        cosines = views[:, start:stop] @ views.transpose(1, 2)
+        shape = (objects, stop - start, count)
+        cosines = torch.bmm(views[:, start:stop], views.transpose(1, 2), out=table(*shape))
         cosines.diagonal(offset=start, dim1=1, dim2=2).fill_(-torch.inf)
         mean = cosines.topk(nearest).values.mean(dim=-1)
         weights[:, start:stop] = torch.where(mean == 0, 0, 1 / (mean + EPS))
