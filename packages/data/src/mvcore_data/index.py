@@ -14,6 +14,7 @@ from mvcore_data.schema import INDEX_NAME, SCHEMA, SHARD_PATTERN, VERSION
 from mvcore_data.seal import Seal
 
 _MAX_INDEX_BYTES = 1 << 28
+_STAGED = f"{INDEX_NAME}.tmp"
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,27 @@ def read_index(folder: Path) -> Index:
 
 def write_index(folder: Path, index: Index) -> None:
     """Replaces a store's index atomically and flushes it to disk."""
+    stage_index(folder, index)
+    commit_index(folder)
+
+
+def stage_index(folder: Path, index: Index) -> None:
+    """Writes an index beside the old one; what is left for `commit_index` needs no space on the disk."""
     value = {
         "schema": SCHEMA,
         "version": VERSION,
         "shards": [{"file": s.file, "objects": s.objects, "views": s.views, **s.seal.as_json()} for s in index.shards],
         "splits": index.splits,
     }
-    temporary = folder / f"{INDEX_NAME}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
+    with (folder / _STAGED).open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(folder / INDEX_NAME)
+
+
+def commit_index(folder: Path) -> None:
+    """Puts the staged index in the place of the old one."""
+    (folder / _STAGED).replace(folder / INDEX_NAME)
     sync_folder(folder)
 
 

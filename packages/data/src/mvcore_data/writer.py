@@ -13,7 +13,7 @@ import numpy as np
 from mvcore.api import DataError
 from numpy.typing import ArrayLike, NDArray
 
-from mvcore_data.index import Index, ShardEntry, sync_folder, write_index
+from mvcore_data.index import Index, ShardEntry, commit_index, stage_index, sync_folder
 from mvcore_data.lock import LOCK_NAME, StoreLock
 from mvcore_data.objects import EncodedObject, ImageFormat, View, encode_object
 from mvcore_data.schema import CODECS, INDEX_NAME, SHARD_PATTERN, SHARD_SUFFIXES
@@ -151,6 +151,8 @@ class ViewStoreWriter:
             return
         for writer in [*(writer for writer, _ in self._finished), *filter(None, [self._shard])]:
             writer.discard()
+        if not self._single:
+            self._remove_leftovers()
         self._end()
         if self._made_folder and not any(self.path.iterdir()):
             self.path.rmdir()
@@ -172,6 +174,8 @@ class ViewStoreWriter:
                 return self._start_file()
             return self._start_folder(append)
         except OSError as error:
+            if self._made_folder and self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
             raise DataError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _start_file(self) -> StoreLock:
@@ -198,13 +202,16 @@ class ViewStoreWriter:
                 with ViewStore(self.path) as store:
                     self._index = store.index
                     self._ids.update(store.object_ids)
-            for pattern in _LEFTOVERS:
-                for leftover in self.path.glob(pattern):
-                    leftover.unlink()
+            self._remove_leftovers()
         except BaseException:
             lock.release()
             raise
         return lock
+
+    def _remove_leftovers(self) -> None:
+        for pattern in _LEFTOVERS:
+            for leftover in self.path.glob(pattern):
+                leftover.unlink()
 
     def _write(self, item: EncodedObject) -> None:
         if self._shard is None:
@@ -221,14 +228,14 @@ class ViewStoreWriter:
             self._shard = None
 
     def _publish(self) -> None:
+        if not self._single:
+            entries = (*self._index.shards, *(entry for _, entry in self._finished))
+            stage_index(self.path, Index(entries, self._index.splits))
         for writer, _ in self._finished:
             writer.publish()
-        if self._single:
-            sync_folder(self.path.parent)
-            return
-        sync_folder(self.path)
-        entries = (*self._index.shards, *(entry for _, entry in self._finished))
-        write_index(self.path, Index(entries, self._index.splits))
+        sync_folder(self.path.parent if self._single else self.path)
+        if not self._single:
+            commit_index(self.path)
 
     def _end(self) -> None:
         self._closed = True
