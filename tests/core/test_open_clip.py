@@ -362,6 +362,22 @@ def test_without_a_way_to_the_hub_there_is_one_line_at_once(
     assert constants.HF_HUB_OFFLINE is False
 
 
+def test_a_tokenizer_that_cannot_be_had_is_named_when_text_is_asked(
+    tiny_clip_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    tiny_clip_config["text_cfg"]["hf_tokenizer_name"] = "no/such-tokenizer"
+    path = tmp_path / "clip.json"
+    path.write_text(json.dumps(tiny_clip_config))
+    backbone = OpenClip(model=str(path))
+    assert backbone.encode(batch_of(), keys("view"))["view"].shape == (4, 16)
+    with pytest.raises(WeightsError, match=r"cannot load the tokenizer no/such-tokenizer of .*clip.json") as caught:
+        backbone.encode(batch_of(), keys("text"))
+    assert "\n" not in str(caught.value)
+
+
 # --- what a batch or an option can get wrong -------------------------------------------------------------------------
 
 
