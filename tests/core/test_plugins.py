@@ -134,6 +134,17 @@ def test_an_entry_point_may_name_an_object(install):
     assert "thing.a" in load_plugins().specs("loss")
 
 
+def test_one_module_under_two_names_is_one_plugin(install):
+    install("third-b", {"first": "third_b", "second": "third_b"}, {"third_b.py": GOOD})
+    assert (row("first").status, row("second").status) == ("ok", "broken")
+    assert row("second").reason == "third_b is the plugin 'first' already"
+    assert "first.pull" in load_plugins().specs("loss")
+    assert "second.pull" not in load_plugins().specs("loss")
+    with pytest.raises(PluginError, match="third_b is the plugin 'first' already"):
+        load_plugins().register(sys.modules["third_b"], "third")
+    assert all(record.name != "third" for record in load_plugins().records)
+
+
 def test_two_distributions_with_one_name_are_both_in_conflict(install):
     install("third-one", {"same": "third_one"}, {"third_one.py": "raise RuntimeError('imported')"})
     install("third-two", {"same": "third_two"}, {"third_two.py": HEAD}, version="2.0")

@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,16 @@ class Registry:
         for candidate in candidates:
             self._admit(*examine(candidate))
 
-    def _admit(self, record: PluginRecord, plugin: Any) -> None:
-        self._records.append(record)
+    def _admit(self, record: PluginRecord, plugin: Any) -> PluginRecord:
         if record.status == "ok":
-            self._manager.register(plugin, record.name)
+            other = self._manager.get_name(plugin)
+            if other is None:
+                self._manager.register(plugin, record.name)
+            else:
+                reason = f"{record.source} is the plugin {other!r} already"
+                record = replace(record, status="broken", reason=reason, specs=())
+        self._records.append(record)
+        return record
 
     @property
     def records(self) -> tuple[PluginRecord, ...]:
@@ -200,12 +207,14 @@ class Registry:
             if other.name == name and other.distribution and other.status != "disabled":
                 raise PluginError(f"{candidate.source}: the name {name!r} is taken by {other.provider}; rename it")
         record, plugin = examine(candidate)
+        if record.status == "ok":
+            self._records = [other for other in self._records if other.name != name or other.distribution]
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+            record = self._admit(record, plugin)
         if record.status != "ok":
-            raise PluginError(f"{candidate.source} is no valid plugin: {record.reason}") from None
-        self._records = [other for other in self._records if other.name != name or other.distribution]
-        if self._manager.has_plugin(name):
-            self._manager.unregister(name=name)
-        self._admit(record, plugin)
+            self._records = [other for other in self._records if other is not record]
+            raise PluginError(f"{candidate.source} is no valid plugin: {record.reason}")
         return record
 
     def call(self, hook: str, plugins: Iterable[str], **arguments: Any) -> list[Answer]:
