@@ -89,8 +89,11 @@ def main() -> None:
     contexts = {name: parametrize.cached if name == "parametrized" else nullcontext for name in towers}
     outputs = {name: step(tower, images, contexts[name]) for name, tower in towers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in towers}
-    for _ in range(arguments.repeat):
-        for name, tower in towers.items():
+    for turn in range(arguments.repeat):
+        # Each variant is first in turn: what ran before leaves its memory and caches behind.
+        names = list(towers)[turn % len(towers) :] + list(towers)[: turn % len(towers)]
+        for name in names:
+            tower = towers[name]
             start = time.process_time()
             step(tower, images, contexts[name])
             seconds[name].append(time.process_time() - start)

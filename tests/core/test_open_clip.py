@@ -10,10 +10,11 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from mvcore.api import ConfigError, DataError, MvcoreError, ViewBatch, WeightsError, apply_lora, merge_lora
+from mvcore.api import ConfigError, DataError, MvcoreError, PluginError, ViewBatch, WeightsError, apply_lora, merge_lora
 from mvcore.encoders.open_clip import OpenClip
 from mvcore.encoders.options import OpenClipOptions
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import Attention
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
@@ -211,6 +212,41 @@ def test_lora_on_the_sites_starts_at_the_plain_model_and_merges_exactly(tiny: Op
     assert merge_lora(tiny.model) == 2
     torch.testing.assert_close(tiny.encode(batch_of(), keys("view"))["view"], tuned, rtol=1e-5, atol=1e-5)
     assert list(tiny.model.state_dict()) == names
+
+
+def test_a_training_mode_leaves_the_adapters_factors_alone(tiny: OpenClip) -> None:
+    site = tiny.attention_sites()[0]
+    update = apply_lora(site.module, site.parameter, rank=2, alpha=2)
+    for mode in ("none", "last:1", "all", "none"):
+        tiny.set_trainable(mode)
+        assert update.a.requires_grad
+        assert update.b.requires_grad
+        assert tiny.clip.visual.conv1.weight.requires_grad is (mode == "all")
+
+
+def test_sites_of_open_clips_own_attention_class(tiny_clip_config: dict, tmp_path: Path) -> None:
+    tiny_clip_config["vision_cfg"]["qk_norm"] = True
+    path = tmp_path / "clip.json"
+    path.write_text(json.dumps(tiny_clip_config))
+    backbone = OpenClip(model=str(path))
+    site = backbone.attention_sites()[1]
+    assert type(site.module) is Attention
+    update = apply_lora(site.module, site.parameter, rank=2, alpha=2, rows=site.rows["v"])
+    backbone.encode(batch_of(), keys("view"))["view"].square().sum().backward()
+    assert update.b.grad is not None
+    assert update.b.grad.abs().sum() > 0
+
+
+class StrangeAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+
+def test_attention_of_an_unknown_class_is_refused_by_name(tiny: OpenClip) -> None:
+    tiny.clip.visual.transformer.resblocks[1].attn = StrangeAttention()
+    with pytest.raises(PluginError, match="attention of class StrangeAttention is not known"):
+        tiny.attention_sites()
 
 
 @pytest.mark.parametrize(

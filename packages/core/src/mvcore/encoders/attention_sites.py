@@ -50,18 +50,19 @@ def attention_sites(blocks: Iterable[nn.Module], owner: str) -> list[AttentionSi
         PluginError: attention of a class that is not known, whose rows might mean anything.
     """
     found: list[AttentionSite] = []
-    unknown: dict[str, nn.Module] = {}
+    named_so: list[nn.Module] = []
     for index, block in enumerate(blocks):
         for name, module in block.named_modules():
             sites = _sites_of(module, f"{index}.{name}" if name else str(index))
             found += sites
             if not sites and "attention" in type(module).__name__.lower():
-                unknown[type(module).__name__] = module
-    known = {id(site.module) for site in found}
-    for name, module in unknown.items():
-        # A block that merely holds a known attention module (FastViT's AttentionBlock) is not attention of its own.
-        if not any(id(child) in known for child in module.modules()):
-            raise PluginError(f"{owner}: attention of class {name} is not known; its q, k and v rows cannot be told")
+                named_so.append(module)
+    accounted = {id(site.module) for site in found} | {id(module) for module in named_so}
+    for module in named_so:
+        # Only the innermost is attention itself; around it are blocks, as ResidualAttentionBlock or AttentionBlock.
+        if not any(id(child) in accounted for child in module.modules() if child is not module):
+            kind = type(module).__name__
+            raise PluginError(f"{owner}: attention of class {kind} is not known; its q, k and v rows cannot be told")
     if not found:
         raise ConfigError(f"{owner}: its vision blocks hold no attention, so there are no q, k and v weights to tune")
     return found

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +58,7 @@ class OpenClip(Backbone):
         self.name = model
         self.clip: Any = loaded.model
         self._make_tokenizer = loaded.tokenizer
+        self._config = loaded.config
         self.image_size = self._square_size()
         self._tower = vision_tower(
             self.clip.visual, model, dense if isinstance(dense, DenseOptions) else DenseOptions(**(dense or {}))
@@ -70,11 +72,10 @@ class OpenClip(Backbone):
         for name, values in (("_mean", self.clip.visual.image_mean), ("_std", self.clip.visual.image_std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         # What the library itself keeps fixed (a sine position table) and what gives no feature never trains.
-        self._can_train = [
-            parameter
+        self._can_train = {
+            parameter: parameter.requires_grad and not name.startswith("text_decoder.")
             for name, parameter in self.clip.named_parameters()
-            if parameter.requires_grad and not name.startswith("text_decoder.")
-        ]
+        }
         self._text_parts, self._text_loose = self._text_tower()
         self._text_cache = TextCache(width, text_cache_mb * 1_000_000) if text_cache else None
         self._tokens: dict[str, Tensor] = {}
@@ -84,6 +85,10 @@ class OpenClip(Backbone):
     @property
     def model(self) -> nn.Module:
         return self.clip
+
+    def library_config(self) -> dict[str, Any]:
+        """What open_clip needs to make the model again from a folder: `open_clip_config.json`."""
+        return {"model_cfg": dict(self._config), "preprocess_cfg": open_clip.get_model_preprocess_cfg(self.clip)}
 
     @property
     def n_blocks(self) -> int:
@@ -122,9 +127,9 @@ class OpenClip(Backbone):
         chosen: set[int] = set()
         for part in parts:
             chosen |= {id(part)} if isinstance(part, nn.Parameter) else {id(p) for p in part.parameters()}
-        self.clip.requires_grad_(False)
-        for parameter in self._can_train:
-            parameter.requires_grad_(id(parameter) in chosen)
+        # Not an adapter's factors, which may stand among the model's parameters by now.
+        for parameter, can_train in self._can_train.items():
+            parameter.requires_grad_(can_train and id(parameter) in chosen)
         self._active = [part for part in parts if isinstance(part, nn.Module)]
         self.train(self.training)
 

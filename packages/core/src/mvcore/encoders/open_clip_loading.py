@@ -32,11 +32,13 @@ class LoadedClip:
         model: the library's module, on the CPU in float32.
         embed_dim: width of the space that images and texts share.
         tokenizer: makes the model's tokenizer; what cannot be had raises WeightsError when it is called.
+        config: the library's own model config.
     """
 
     model: nn.Module
     embed_dim: int
     tokenizer: Callable[[], Callable[[list[str]], Any]]
+    config: Mapping[str, Any]
 
 
 def load_open_clip(model: str, pretrained: str | None) -> LoadedClip:
@@ -130,7 +132,7 @@ def _create(name: str, model: str, weights: str | None, *, hub: bool, **options:
         network = open_clip.create_model(name, weights, weights_only=True, pretrained_text=False, **options)
         config = _config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
-    return LoadedClip(network, int(config["embed_dim"]), partial(_tokenizer, name, model, tokenizer))
+    return LoadedClip(network, int(config["embed_dim"]), partial(_tokenizer, name, model, tokenizer), config)
 
 
 def _config(name: str) -> dict[str, Any]:
