@@ -1,18 +1,22 @@
 """Peak memory of mining over ragged objects, in units of the embeddings themselves.
 
-Measures the process's resident set by the kernel's own high-water mark, which is reset before mining. `total` counts the
-embeddings and everything that mining adds, the anchors too. Prints JSON.
+Measures the process's resident set by the kernel's own high-water mark, which is reset before mining, after what the
+allocator holds unused was given back. `total` counts the embeddings and everything that mining adds, the anchors too.
+Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 from mvcore_ovt import outlier_views, viewpoint_anchors
+from mvcore_ovt.anchors import AnchorRule
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -44,9 +48,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--half", action="store_true", help="embeddings in float16, which are computed in float32")
-    parser.add_argument(
-        "--rule", default="inverse_distance", choices=["inverse_distance", "inverse_similarity", "mean"]
-    )
+    parser.add_argument("--rule", default="inverse_distance", choices=get_args(AnchorRule))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if sys.platform != "linux":
@@ -56,6 +58,7 @@ def main() -> None:
     warm, warm_index = ragged(4000, options.width, torch.float32)
     outlier_views(warm, warm_index, viewpoint_anchors(warm, warm_index, rule=options.rule), 5)
     views, index = ragged(options.views, options.width, torch.float16 if options.half else torch.float32)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     anchors = viewpoint_anchors(views, index, rule=options.rule)

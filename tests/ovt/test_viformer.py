@@ -25,6 +25,10 @@ def made(dim: int = 32, **options: Any) -> VIFormer:
     return VIFormer(dim, feedforward=64, **options).double().eval()
 
 
+def layers_of(viformer: VIFormer) -> list[Any]:
+    return list(viformer.layers)
+
+
 @pytest.mark.parametrize(
     ("model", "total", "viformer"),
     [
@@ -35,7 +39,7 @@ def made(dim: int = 32, **options: Any) -> VIFormer:
 )
 def test_m1_parameter_counts(model: str, total: int, viformer: int) -> None:
     with torch.device("meta"):
-        clip = open_clip.CLIP(**open_clip.get_model_config(model) or {})
+        clip: Any = open_clip.CLIP(**open_clip.get_model_config(model) or {})
         tuned = VIFormer(clip.visual.output_dim)
     assert sum(p.numel() for p in clip.parameters()) == total
     assert sum(p.numel() for p in tuned.parameters()) == viformer
@@ -84,7 +88,7 @@ def test_m4_weights_that_do_not_fit_are_named() -> None:
 def test_m4_closed_form() -> None:
     ours = made()
     x = h = embeddings()
-    for layer in ours.layers:
+    for layer in layers_of(ours):
         weight, bias = layer.self_attn.in_proj_weight[64:], layer.self_attn.in_proj_bias[64:]
         attended = (h @ weight.T + bias) @ layer.self_attn.out_proj.weight.T + layer.self_attn.out_proj.bias
         h = layer_norm(h + attended, (32,), layer.norm1.weight, layer.norm1.bias)
@@ -103,7 +107,7 @@ def test_m4_rows_do_not_see_each_other() -> None:
 def test_m4_queries_and_keys_get_no_gradient_and_values_do() -> None:
     ours = made()
     ours(embeddings()).pow(3).sum().backward()
-    for layer in ours.layers:
+    for layer in layers_of(ours):
         gradient = layer.self_attn.in_proj_weight.grad
         assert not gradient[:64].any()
         assert gradient[64:].any()
@@ -172,7 +176,7 @@ def test_m2_identity_starts_at_the_plain_embedding_and_learns(small_clip: Callab
     torch.testing.assert_close(tuned, normalize(plain, dim=-1), atol=1e-6, rtol=0)
     adapter(Features({"view": plain}), ViewBatch.make([2, 2]))["view"].pow(3).sum().backward()
     assert adapter.viformer is not None
-    assert adapter.viformer.layers[-1].norm2.weight.grad.any()
+    assert layers_of(adapter.viformer)[-1].norm2.weight.grad.any()
 
 
 def test_m2_released_start_turns_the_embedding(small_clip: Callable[[], OpenClip]) -> None:

@@ -64,9 +64,10 @@ class VIFormer(nn.Module):
 
     def silence(self) -> None:
         """Makes the output 0: the last layer norm's gain and offset become 0, and learn from there."""
-        norm = self.layers[-1].norm2
-        nn.init.zeros_(norm.weight)
-        nn.init.zeros_(norm.bias)
+        last = self.layers[-1]
+        assert isinstance(last, nn.TransformerEncoderLayer)
+        nn.init.zeros_(last.norm2.weight)
+        nn.init.zeros_(last.norm2.bias)
 
 
 def _encode_single(layer: nn.Module, x: Tensor) -> Tensor:
