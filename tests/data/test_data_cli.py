@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,25 @@ def test_faults_are_one_line_and_exit_2(
     assert words in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+def test_ctrl_c_in_a_pack_leaves_nothing(tmp_path: Path) -> None:
+    folder, out = tmp_path / "src/cup", tmp_path / "out"
+    folder.mkdir(parents=True)
+    Image.effect_noise((1500, 1500), 50).convert("RGB").save(folder / "0.jpg")
+    for k in range(1, 500):  # seconds of work
+        (folder / f"{k}.jpg").hardlink_to(folder / "0.jpg")
+    command = [sys.executable, "-m", "mvcore.cli.main", "data", "pack", str(folder.parent), str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not out.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[0] == f"interrupted; {out} was not made"
+    assert not out.exists()
 
 
 @pytest.mark.process

@@ -105,7 +105,7 @@ def _size(path: Path) -> int:
 
 
 def _in_child(what: str, path: Path, seconds: float, memory: int) -> CheckReport | str:
-    command = [sys.executable, "-m", "mvcore_data.check", what, str(path), str(memory)]
+    command = [sys.executable, "-P", "-m", "mvcore_data.check", what, str(path), str(memory)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=seconds, env=environment, check=False)

@@ -84,14 +84,18 @@ def pack(
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("packing", total=None)
-        report = pack_folders(
-            source,
-            out,
-            background=background,
-            licence=licence,
-            source=origin,
-            on_object=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        try:
+            report = pack_folders(
+                source,
+                out,
+                background=background,
+                licence=licence,
+                source=origin,
+                on_object=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; {out} was not made", err=True)
+            raise
     typer.echo(f"{out}: {report.objects} objects, {report.views} views")
     for why, count in report.reencoded.items():
         typer.echo(f"encoded anew: {count} ({why})", err=True)

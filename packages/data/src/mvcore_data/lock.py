@@ -29,8 +29,10 @@ class StoreLock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
                 os.close(fd)
+                if not isinstance(error, BlockingIOError):
+                    raise
                 raise DataError(f"{path.parent}: another process is writing this store; wait for it to end") from None
             if _is_same_file(fd, path):  # else its last holder removed it between our open and our lock
                 self._fd = fd
