@@ -12,6 +12,7 @@ import pytest
 import torch
 from mvcore.api import ConfigError, DataError, MvcoreError, PluginError, ViewBatch, WeightsError, apply_lora, merge_lora
 from mvcore.encoders.open_clip import OpenClip
+from mvcore.encoders.open_clip_loading import resolve_weights
 from mvcore.encoders.options import OpenClipOptions
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import Attention
@@ -367,6 +368,16 @@ def test_unknown_names_give_one_line_with_the_nearest(options: dict, text: str) 
         OpenClip(**options)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_each_tag_of_the_library_is_taken_or_sent_to_a_model_that_takes_it() -> None:
+    for name, tag in open_clip.list_pretrained():
+        try:
+            taken = resolve_weights(name, name, tag)
+        except WeightsError as error:
+            other = str(error).rpartition(" ")[2]
+            taken = resolve_weights(other, other, tag)
+        assert taken == tag
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def load_open_clip(model: str, pretrained: str | None) -> LoadedClip:
     if model.startswith(_SCHEMAS):
         return _load_with_schema(model, pretrained)
     name, preprocess = _registered_name(model)
-    weights = _weights(name, model, pretrained)
+    weights = resolve_weights(name, model, pretrained)
     hub = weights is not None and not Path(weights).is_file()
     return _create(name, model, weights, hub=hub, force_preprocess_cfg=dict(preprocess) or None)
 
@@ -99,8 +99,17 @@ def _register_file(path: Path) -> tuple[str, Mapping[str, Any]]:
     return name, preprocess
 
 
-def _weights(name: str, model: str, pretrained: str | None) -> str | None:
-    """The tag or the checked path of a weight file."""
+def resolve_weights(name: str, model: str, pretrained: str | None) -> str | None:
+    """The tag or the checked path of a weight file.
+
+    Args:
+        name: the name under which open_clip knows the model.
+        model: the name that the user gave, for the text of errors.
+        pretrained: a tag, a path, or None.
+
+    Raises:
+        WeightsError: an unknown tag, a missing file, or weights for another activation than the model's.
+    """
     if pretrained is None:
         return None
     tag = open_clip.get_pretrained_cfg(name, pretrained)
@@ -120,9 +129,9 @@ def _weights(name: str, model: str, pretrained: str | None) -> str | None:
 
 def _check_activation(name: str, model: str, tag_name: str, tag: Mapping[str, Any]) -> None:
     wanted = bool(tag.get("quick_gelu", False))
-    if bool(_config(name).get("quick_gelu", False)) == wanted:
-        return
     other = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
+    if bool(_config(name).get("quick_gelu", False)) == wanted or other == name or other not in open_clip.list_models():
+        return
     activation = "QuickGELU" if wanted else "GELU"
     raise WeightsError(f"weights {tag_name!r} were trained with {activation}, {model} has not; use model {other}")
 
