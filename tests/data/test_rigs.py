@@ -36,8 +36,10 @@ def test_angles_are_those_of_the_cameras(name: str) -> None:
 
 def test_positive_azimuth_turns_towards_x_and_the_picture_is_not_mirrored() -> None:
     front, side = make_rig("ring", 4).positions()[:2]
-    assert front[2] > 0 and abs(front[0]) < 1e-9
-    assert side[0] > 0 and abs(side[2]) < 1e-9
+    assert front[2] > 0
+    assert abs(front[0]) < 1e-9
+    assert side[0] > 0
+    assert abs(side[2]) < 1e-9
     seen = look_at(front) @ [1, 0, 0, 1]  # a point on +X is on the right of a camera on +Z
     assert seen[0] > 0
 
@@ -48,7 +50,7 @@ def test_look_at_puts_the_target_on_the_axis(position: tuple[float, ...], target
     if np.linalg.norm(aim - eye) < 1e-3:
         return
     seen = look_at(eye, aim) @ [*aim, 1]
-    np.testing.assert_allclose(seen[:3], [0, 0, np.linalg.norm(aim - eye)], atol=1e-9)
+    np.testing.assert_allclose(seen[:3], np.array([0, 0, np.linalg.norm(aim - eye)]), atol=1e-9)
 
 
 def test_look_at_works_straight_above() -> None:
@@ -62,7 +64,8 @@ def test_icosphere42_is_even() -> None:
     angles = np.degrees(np.arccos(np.clip(unit @ unit.T, -1, 1)))
     nearest = np.sort(angles, axis=1)[:, 1]
     assert len(unit) == 42
-    assert nearest.min() > 31 and nearest.max() < 37
+    assert nearest.min() > 31
+    assert nearest.max() < 37
     np.testing.assert_allclose(unit.sum(axis=0), 0, atol=1e-9)
 
 
@@ -84,7 +87,8 @@ def test_demo24_has_four_frontal_views_and_goes_round() -> None:
     azimuth, elevation = make_rig("demo24").angles.T
     frontal = viewpoints.within(azimuth, [FRONTAL_AZIMUTH]) & viewpoints.within(elevation, [FRONTAL_ELEVATION])
     assert np.flatnonzero(frontal).tolist() == [0, 1, 2, 3]
-    assert elevation.min() >= -30 and elevation.max() <= 70
+    assert elevation.min() >= -30
+    assert elevation.max() <= 70
     gaps = np.diff(np.sort(np.mod(azimuth[4:], 360)), append=360)
     assert gaps.max() <= 18 + 1e-9
 
@@ -93,7 +97,8 @@ def test_upper_stays_above_ground() -> None:
     for views in (1, 7, 24, 100):
         elevation = make_rig("upper", views).angles[:, 1]
         assert len(elevation) == views
-        assert elevation.min() >= 0 and elevation.max() <= 80
+        assert elevation.min() >= 0
+        assert elevation.max() <= 80
 
 
 @pytest.mark.parametrize("name", [name for name in RIG_NAMES if name != "mvc36"])
@@ -102,7 +107,9 @@ def test_a_unit_sphere_fits_into_the_picture(name: str) -> None:
     assert np.degrees(np.arcsin(1 / rig.distance)) < rig.field_of_view / 2
 
 
-@pytest.mark.parametrize(("name", "views"), [("demo24", 12), ("icosphere42", 24), ("mvc36", 35), ("ring", 0), ("cube", 6)])
+@pytest.mark.parametrize(
+    ("name", "views"), [("demo24", 12), ("icosphere42", 24), ("mvc36", 35), ("ring", 0), ("cube", 6)]
+)
 def test_what_a_rig_cannot_do_is_said(name: str, views: int) -> None:
     with pytest.raises(ConfigError, match=f"rig '{name}'"):
         make_rig(name, views)

@@ -112,11 +112,11 @@ def _mvc36(views: int) -> FloatArray:
 
 
 def _demo24(views: int) -> FloatArray:
-    """Views 0 to 3 are frontal; the other 20 go once round, at elevations from -30 to 70 degrees in a mixed order."""
+    """Views 0 to 3 are frontal (four views: these alone); the other 20 go once round, elevations mixed from -30 to 70."""
     frontal = np.array([(0.0, 10.0), (-16.0, 4.0), (16.0, 7.0), (-5.0, 18.0)])
     turn = np.arange(20.0)
     elevation = -30.0 + 100.0 * ((turn * 7 + 4) % 20) / 19
-    return np.concatenate([frontal, np.stack([turn * 18.0, elevation], axis=1)])
+    return np.concatenate([frontal, np.stack([turn * 18.0, elevation], axis=1)])[:views]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ _RIGS = {
     "icosphere42": _RigSpec(_icosphere42, 42, (42,)),
     # A 35 mm lens on a 32 mm sensor, 1.5 from an object whose longest side is 1.
     "mvc36": _RigSpec(_mvc36, 36, (36, 18), 1.5, float(np.rad2deg(2 * np.arctan(16 / 35))), "longest_side"),
-    "demo24": _RigSpec(_demo24, 24, (24,)),
+    "demo24": _RigSpec(_demo24, 24, (24, 4)),
 }
 
 RIG_NAMES = tuple(_RIGS)

@@ -81,7 +81,7 @@ def run_plan(plan: Any, out: Path, workers: int | None, strict: bool = False) ->
     from mvcore_data.render.pipeline import render_store
 
     try:
-        failed = render_store(plan, out, workers=workers or len(os.sched_getaffinity(0)), strict=strict)
+        failed = render_store(plan, out, workers=workers or _cores(), strict=strict)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; what is drawn waits in {out}.partial: give the same command to go on", err=True)
         raise
@@ -89,3 +89,8 @@ def run_plan(plan: Any, out: Path, workers: int | None, strict: bool = False) ->
     typer.echo(f"{out}: {done} objects, {done * len(plan.rig.angles)} views")
     if failed:
         typer.echo(f"{len(failed)} failed and were skipped: {', '.join(failed)}", err=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use; not every system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

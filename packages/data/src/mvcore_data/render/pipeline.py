@@ -120,7 +120,7 @@ def _render_missing(jobs: list[Job], plan: RenderPlan, work: Path, workers: int,
             if strict:
                 raise DataError(f"object {item.id!r} failed: {reason}")
             failed[item.id] = reason
-            progress.console.print(f"skipped {item.id}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            progress.console.print(f"skipped {item.id}: {reason}", markup=False, highlight=False, soft_wrap=True)
     return failed
 
 

@@ -34,6 +34,8 @@ def synth(
         raise ConfigError(f"--objects-per-category {objects_per_category}: must be from 1 to 999")
     if seed < 0:
         raise ConfigError(f"--seed {seed}: must not be negative")
+    if depth_objects < 0:
+        raise ConfigError(f"--depth-objects {depth_objects}: must not be negative")
     from mvcore_data.render.pipeline import RenderPlan
     from mvcore_data.rigs import make_rig
     from mvcore_data.synth.items import SyntheticItem, split_items
