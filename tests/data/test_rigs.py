@@ -89,6 +89,7 @@ def test_demo24_has_four_frontal_views_and_goes_round() -> None:
     assert np.flatnonzero(frontal).tolist() == [0, 1, 2, 3]
     assert elevation.min() >= -30
     assert elevation.max() <= 70
+    np.testing.assert_array_equal(make_rig("demo24", 4).angles, make_rig("demo24").angles[:4])
     gaps = np.diff(np.sort(np.mod(azimuth[4:], 360)), append=360)
     assert gaps.max() <= 18 + 1e-9
 
