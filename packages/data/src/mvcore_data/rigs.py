@@ -112,7 +112,7 @@ def _mvc36(views: int) -> FloatArray:
 
 
 def _demo24(views: int) -> FloatArray:
-    """Views 0 to 3 are frontal (four views: these alone); the other 20 go once round, elevations mixed from -30 to 70."""
+    """Views 0 to 3 are frontal (four views: these alone); the other 20 go once round, elevations -30 to 70 mixed."""
     frontal = np.array([(0.0, 10.0), (-16.0, 4.0), (16.0, 7.0), (-5.0, 18.0)])
     turn = np.arange(20.0)
     elevation = -30.0 + 100.0 * ((turn * 7 + 4) % 20) / 19
