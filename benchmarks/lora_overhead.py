@@ -9,9 +9,10 @@ One forward and backward pass of the tower at random weights, all variants takin
 - `uncached`: the same without `cached()`;
 - `branch`: `x A' B'` beside the frozen projection, with an attention written for it, as adapters libraries do.
 
-Prints JSON: seconds of processor time (the least of the repeats, which other work on the machine disturbs least), the
-ratios to `branch` and `plain`, and the largest difference of the outputs of `parametrized` and `branch`, whose factors
-are equal. A parametrization computes the gradient of the whole weight, a branch only those of its factors.
+Prints JSON: operations (`gflop`), seconds of processor time (the least of the repeats, which other work on the machine
+disturbs least), the ratios to `branch` and `plain`, and the largest difference of the outputs of `parametrized` and
+`branch`, whose factors are equal. A parametrization computes the gradient of the whole weight, a branch only those of
+its factors; but a branch needs an attention of its own, whose layout may be faster or slower than the library's.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch.nn.functional as F
 from mvcore.api import apply_lora
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 RANK = 8
 
@@ -87,7 +89,12 @@ def main() -> None:
     towers, size = variants(arguments.model)
     images = torch.randn(arguments.batch, 3, size, size)
     contexts = {name: parametrize.cached if name == "parametrized" else nullcontext for name in towers}
-    outputs = {name: step(tower, images, contexts[name]) for name, tower in towers.items()}
+    outputs: dict[str, Tensor] = {}
+    gflop: dict[str, float] = {}
+    for name, tower in towers.items():
+        with FlopCounterMode(display=False) as counter:
+            outputs[name] = step(tower, images, contexts[name])
+        gflop[name] = round(counter.get_total_flops() / 1e9, 1)
     seconds: dict[str, list[float]] = {name: [] for name in towers}
     for turn in range(arguments.repeat):
         # Each variant is first in turn: what ran before leaves its memory and caches behind.
@@ -101,6 +108,7 @@ def main() -> None:
     report = {
         "model": arguments.model,
         "batch": arguments.batch,
+        "gflop": gflop,
         "cpu_seconds": {name: round(value, 3) for name, value in least.items()},
         "over_branch": round(least["parametrized"] / least["branch"], 3),
         "over_plain": round(least["parametrized"] / least["plain"], 3),
