@@ -4,6 +4,8 @@
 class MvcoreError(Exception):
     """A fault that the user can mend. The text names the thing, where it stands and what to do, in one line."""
 
+    exit_code = 2
+
 
 class ConfigError(MvcoreError):
     """The run's configuration is wrong: an unknown key, a value of the wrong kind, an impossible combination."""
@@ -27,3 +29,9 @@ class DeviceError(MvcoreError):
 
 class NonFiniteLossError(MvcoreError):
     """A loss term became NaN or infinite; the run stopped and kept its last good checkpoint."""
+
+
+class Interrupted(MvcoreError):
+    """Ctrl-C, after the state was saved; the text says how to go on."""
+
+    exit_code = 130

@@ -67,7 +67,14 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             summary="Cosine similarity within objects, between objects, and of texts to views",
             factory="mvcore.evaluation.view_consistency:Consistency",
             config="mvcore.evaluation.options:ConsistencyOptions",
-            needs={"view", "text"},
+            needs={"view"},
+        ),
+        EvaluatorSpec(
+            name="retrieval",
+            summary="Recall of an object's other views, from its views and from its texts",
+            factory="mvcore.evaluation.retrieval:Retrieval",
+            config="mvcore.evaluation.options:RetrievalOptions",
+            needs={"view"},
         ),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import RunConfig
-from mvcore.errors import ConfigError, NonFiniteLossError
+from mvcore.errors import ConfigError, Interrupted, NonFiniteLossError
 from mvcore.evaluation.results import EvalResult
 from mvcore.evaluation.runner import evaluate
 from mvcore.exporting import export, load_export
@@ -23,7 +23,7 @@ from mvcore.plugins import Registry
 from mvcore.report.tables import Comparison, compare, save_comparison
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
 from mvcore.training.assembly import frozen_digest, make_pipeline, open_sources
-from mvcore.training.fit import Interrupted, fit, prepare
+from mvcore.training.fit import fit, prepare
 from mvcore.training.planner import Blueprint, Plan, choose, plan
 
 Rows = dict[str, dict[str, EvalResult]]
@@ -38,7 +38,22 @@ class Session:
     plan: Plan
     sources: Mapping[str, Any]
     measured: Mapping[str, Any]
+    evaluators: Mapping[str, Any]
     registry: Registry
+
+    def with_seed(self, seed: int) -> Session:
+        """The same run with another seed, on the same opened data."""
+        config = self.config.model_copy(update={"run": self.config.run.model_copy(update={"seed": seed})})
+        return self._planned(config)
+
+    def control(self) -> Session:
+        """The control of the run, on the same opened data."""
+        return self._planned(control_config(self.config))
+
+    def _planned(self, config: RunConfig) -> Session:
+        blueprint = choose(config, self.registry)
+        planned = plan(blueprint, self.sources, self.registry)
+        return replace(self, config=config, blueprint=blueprint, plan=planned)
 
 
 def open_session(config: RunConfig, registry: Registry) -> Session:
@@ -52,7 +67,10 @@ def open_session(config: RunConfig, registry: Registry) -> Session:
     sources, measured = open_sources(blueprint)
     planned = plan(blueprint, sources, registry)
     _ask_plugins(planned, registry)
-    return Session(config, blueprint, planned, sources, measured, registry)
+    evaluators = {part.name: part.make() for part in blueprint.evaluators}
+    if evaluators and not measured:
+        raise ConfigError(f"validate.on names {', '.join(evaluators)}, but validate.data names no source to measure on")
+    return Session(config, blueprint, planned, sources, measured, evaluators, registry)
 
 
 def _ask_plugins(planned: Plan, registry: Registry) -> None:
@@ -84,7 +102,7 @@ def control_config(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"losses": losses, "control": False})
 
 
-def run(config: RunConfig, folder: Path, yaml_text: str, registry: Registry, console: Console, title: str = "") -> Rows:
+def run(session: Session, folder: Path, yaml_text: str, console: Console, title: str = "") -> Rows:
     """Goes through all stages of one seed; stages that an earlier call finished are not done again.
 
     Returns:
@@ -94,9 +112,9 @@ def run(config: RunConfig, folder: Path, yaml_text: str, registry: Registry, con
         Interrupted: Ctrl-C, with everything saved.
         MvcoreError: what went wrong.
     """
-    session = open_session(config, registry)
+    config = session.config
     rows: Rows = {}
-    measuring = bool(session.blueprint.evaluators)
+    measuring = bool(session.evaluators)
     if measuring:
         untouched = make_pipeline(session.blueprint.encoder, [], config.run.seed)
         rows["untouched"] = _measure(
@@ -104,8 +122,7 @@ def run(config: RunConfig, folder: Path, yaml_text: str, registry: Registry, con
         )
         del untouched
     if config.control:
-        other = open_control(session)
-        control = _trained(other, folder / "control", yaml_text, console, f"{title}control")
+        control = _trained(session.control(), folder / "control", yaml_text, console, f"{title}control")
         if measuring:
             rows["control"] = _measure(session, control, folder / "evaluation" / "control", console, "control")
         del control
@@ -115,15 +132,6 @@ def run(config: RunConfig, folder: Path, yaml_text: str, registry: Registry, con
         if tuned.backbone.library == "open_clip":
             rows["exported"] = _exported(session, tuned, folder, console)
     return rows
-
-
-def open_control(session: Session) -> Session:
-    """The control of a run, on the same opened sources."""
-    config = control_config(session.config)
-    blueprint = choose(config, session.registry)
-    # A source that only the methods' own terms read has no reader here; its draws would change nothing else.
-    planned = plan(blueprint, session.sources, session.registry)
-    return Session(config, blueprint, planned, session.sources, session.measured, session.registry)
 
 
 def _trained(session: Session, folder: Path, yaml_text: str, console: Console, title: str) -> Model:
@@ -144,7 +152,7 @@ def _trained(session: Session, folder: Path, yaml_text: str, console: Console, t
     if _is_first_rank():
         write_text(folder / CONFIG, yaml_text)
         record.save(folder)
-    evaluators = {part.name: part.make() for part in session.blueprint.evaluators}
+    evaluators = session.evaluators
 
     def measure(model: Model, output: Path) -> Mapping[str, float]:
         found = evaluate(model, evaluators, session.measured, output)
@@ -170,10 +178,9 @@ def _is_first_rank() -> bool:
 
 
 def _measure(session: Session, model: Model, output: Path, console: Console, row: str) -> dict[str, EvalResult]:
-    evaluators = {part.name: part.make() for part in session.blueprint.evaluators}
     model.views_per_batch = session.config.validation.views_per_batch
     with console.status(f"measuring {row}"):
-        return evaluate(model, evaluators, session.measured, output)
+        return evaluate(model, session.evaluators, session.measured, output)
 
 
 def _exported(session: Session, tuned: Model, folder: Path, console: Console) -> dict[str, EvalResult]:

@@ -11,12 +11,11 @@ from rich.console import Console
 
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, read_yaml, to_yaml
-from mvcore.errors import DataError
+from mvcore.errors import DataError, Interrupted
 from mvcore.plugins import load_plugins
 from mvcore.report.figures import draw_training_curves
 from mvcore.run_folder import CONFIG, new_folder, write_text
-from mvcore.running import Rows, report, run
-from mvcore.training.fit import Interrupted
+from mvcore.running import Rows, Session, open_session, report, run
 
 SEEDS = "seeds.json"
 
@@ -48,13 +47,15 @@ def train(config: RunConfig | Mapping[str, Any] | str | Path, *, seeds: Sequence
 def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequence[int]) -> Path:
     """Trains into a new folder and returns it."""
     console = Console()
+    # Opened first: what is wrong with the run is said before there is a folder.
+    session = open_session(config, load_plugins())
     folder = new_folder(config.run.output, "-".join(config.plugins) or "run")
     for note in notes:
         console.print(note, style="dim", markup=False, highlight=False)
     console.print(f"run folder: {folder}", markup=False, highlight=False)
     write_text(folder / CONFIG, to_yaml(layers, config))
     write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")
-    _run_seeds(layers, folder, seeds, console)
+    _run_seeds(session, layers, folder, seeds, console)
     return folder
 
 
@@ -79,7 +80,7 @@ def go_on(where: str) -> None:
         raise DataError(f"--resume {where}: {folder / SEEDS} is missing or damaged") from None
     console = Console()
     console.print(f"going on with {folder}", markup=False, highlight=False)
-    _run_seeds(layers, folder, seeds, console)
+    _run_seeds(open_session(layers.config(), load_plugins()), layers, folder, seeds, console)
 
 
 def _newest() -> Path:
@@ -89,20 +90,18 @@ def _newest() -> Path:
     return found[-1].parent
 
 
-def _run_seeds(layers: Layers, folder: Path, seeds: Sequence[int], console: Console) -> None:
-    registry = load_plugins()
+def _run_seeds(session: Session, layers: Layers, folder: Path, seeds: Sequence[int], console: Console) -> None:
     results: list[Rows] = []
-    demo = False
+    demo = session.config.demo
     for seed in seeds:
         layers.merge({"run": {"seed": seed}}, "--seeds")
-        config = layers.config()
-        demo = config.demo
         own = folder if len(seeds) == 1 else folder / f"seed-{seed}"
         label = ("DEMO " if demo else "") + (f"seed {seed} " if len(seeds) > 1 else "")
+        seeded = session.with_seed(seed)
         try:
-            results.append(run(config, own, to_yaml(layers, config), registry, console, label))
+            results.append(run(seeded, own, to_yaml(layers, seeded.config), console, label))
         except Interrupted:
-            raise Interrupted(folder) from None
+            raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {folder}") from None
         _draw(own)
     report(results, folder, console, demo=demo)
     console.print(f"saved in {folder}", markup=False, highlight=False)

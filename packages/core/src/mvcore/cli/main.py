@@ -114,11 +114,13 @@ def run(argv: Sequence[str]) -> int:
     arguments = list(argv) or ["--help"]
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="mvcore", standalone_mode=False)
+        if result == 130:  # typer turns Ctrl-C into an exit code without a word
+            return _fail("interrupted", 130)
         return result if type(result) is int else 0
     except MvcoreError as exc:
         if os.environ.get(ENV_VERBOSE, "") not in ("", "0") or {"-v", "--verbose"} & set(arguments):
             traceback.print_exc()
-        return _fail(str(exc))
+        return _fail(str(exc), exc.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
     except SystemExit as exc:
@@ -140,7 +142,8 @@ def _usage_error(exc: Any) -> int:
 
 
 def _fail(text: str, code: int = 2) -> int:
-    typer.secho(f"error: {' '.join(text.split())}", fg="red", err=True)
+    start = "" if code == 130 else "error: "
+    typer.secho(f"{start}{' '.join(text.split())}", fg="red", err=True)
     return code
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from mvcore import build
 from mvcore.checkpoint import FolderCheckpoint
 from mvcore.config import RunSettings
-from mvcore.errors import ConfigError, DeviceError
+from mvcore.errors import ConfigError, DeviceError, Interrupted
 from mvcore.model import Model, Pipeline
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
 from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
@@ -33,14 +33,6 @@ from mvcore.training.planner import Plan
 from mvcore.training.sampling import SourceSampler, SourceSpecification, assign_offsets
 
 MeasureFn = Callable[[Model, Path], Mapping[str, float]]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the state was saved."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"stopped; go on with: mvcore train --resume {folder}")
-        self.folder = folder
 
 
 @dataclass
@@ -188,7 +180,7 @@ def fit(
             weights_only=True,
         )
     if stop.stopped:
-        raise Interrupted(output)
+        raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {output}")
     return output / CHECKPOINTS / f"step-{trainer.global_step:08d}"
 
 
