@@ -31,7 +31,7 @@ class NonFiniteLossError(MvcoreError):
     """A loss term became NaN or infinite; the run stopped and kept its last good checkpoint."""
 
 
-class Interrupted(MvcoreError):
+class Interrupted(MvcoreError):  # noqa: N818 - it is no fault
     """Ctrl-C, after the state was saved; the text says how to go on."""
 
     exit_code = 130
