@@ -23,7 +23,8 @@ class Request:
         file: a YAML run configuration.
         plugins: plugin names, files or modules, whose recipes are merged in order.
         recipe: `name` of the plugin's, or `plugin.name`.
-        data: a store or folder for the recipe's first source.
+        data: a store for the recipe's first source, `PATH` or `PATH#SPLIT`.
+        validate: a store to measure on, `PATH` or `PATH#SPLIT`.
         encoder: an open_clip model, `NAME` or `NAME:PRETRAINED`.
         losses: `id=weight`, or `id`; weight 0 drops it.
         only_losses: keep just the losses named.
@@ -35,6 +36,7 @@ class Request:
     plugins: Sequence[str] = ()
     recipe: str | None = None
     data: str | None = None
+    validate: str | None = None
     encoder: str | None = None
     losses: Sequence[str] = ()
     only_losses: bool = False
@@ -76,6 +78,9 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         layers.merge({"encoder": {"model": model, "pretrained": tag or None}}, "--encoder")
     if request.data is not None:
         _set_data(layers, request.data)
+    if request.validate is not None:
+        name = request.validate.rpartition("#")[2] if "#" in request.validate else "validation"
+        layers.merge({"validate": {"data": {name: {"id": "data.views", **_place(request.validate)}}}}, "--validate")
     layers.merge(request.flags, "flag")
     _set_losses(layers, request, registry, notes)
     for assignment in request.assignments:
@@ -139,16 +144,21 @@ def _at(values: Any, path: Sequence[str]) -> Any:
     return values
 
 
+def _place(text: str) -> dict[str, Any]:
+    """`PATH#SPLIT` as a source's keys."""
+    path, mark, split = text.rpartition("#")
+    return {"path": path, "split": split} if mark else {"path": text}
+
+
 def _set_data(layers: Layers, data: str) -> None:
-    """Puts the user's data in place of every source's that asks for it, or of the first source's."""
+    """Puts the user's data into the first source, and where a recipe asks for data to measure on."""
     sources = layers.values.get("data") or {}
     if not sources:
-        layers.merge({"data": {"data": {"id": "data.views", "path": data}}}, "--data")
+        layers.merge({"data": {"data": {"id": "data.views", **_place(data)}}}, "--data")
         return
-    first = next(iter(sources))
-    layers.merge({"data": {first: {"path": data}}}, "--data")
+    layers.merge({"data": {next(iter(sources)): _place(data)}}, "--data")
     measured = (layers.values.get("validate") or {}).get("data") or {}
-    asking = {name: {"path": data} for name, entry in measured.items() if entry.get("path", "") is None}
+    asking = {name: _place(data) for name, entry in measured.items() if entry.get("path", "") is None}
     if asking:
         layers.merge({"validate": {"data": asking}}, "--data")
 

@@ -19,7 +19,11 @@ def train(
         list[str] | None, typer.Option("--plugin", "-p", help="A method by name, or a plugin's file; may be repeated.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe, as paper or ovt.paper.")] = None,
-    data: Annotated[str | None, typer.Option(help="A multi-view store; without it the embedded demo is used.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A multi-view store, as PATH or PATH#SPLIT; without it the embedded demo is used."),
+    ] = None,
+    validate: Annotated[str | None, typer.Option(help="A store to measure on, as PATH or PATH#SPLIT.")] = None,
     encoder: Annotated[str | None, typer.Option(help="An open_clip model, as ViT-B-32:laion2b_s34b_b79k.")] = None,
     loss: Annotated[
         list[str] | None, typer.Option(help="Sets or adds a loss, as ovt.vc=0.5; weight 0 drops it; may be repeated.")
@@ -61,6 +65,7 @@ def train(
         plugins=plugin or (),
         recipe=recipe,
         data=data,
+        validate=validate,
         encoder=encoder,
         losses=loss or (),
         only_losses=only_losses,
