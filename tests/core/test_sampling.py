@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mvcore.errors import ConfigError, DataError
+from mvcore.packing import concatenate
 from mvcore.training.loader import StepLoader
 from mvcore.training.sampling import SourceSampler, SourceSpecification, assign_offsets, steps_per_epoch
-from mvcore.types import ViewBatch, concatenate
+from mvcore.types import ViewBatch
 
 
 class NoisyViews:

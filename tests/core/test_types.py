@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mvcore.errors import PluginError
-from mvcore.types import Cameras, Features, ViewBatch, concatenate
+from mvcore.packing import concatenate, split_objects
+from mvcore.types import Cameras, Features, ViewBatch
 
 # --- make --------------------------------------------------------------------------------------------------
 
@@ -214,6 +216,58 @@ def test_concatenation_keeps_a_field_that_all_share_and_no_other(parts):
 def test_concatenation_of_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing to concatenate"):
         concatenate([])
+
+
+# --- split_objects ---------------------------------------------------------------------------------------------
+
+
+@given(batches(), st.integers(1, 12))
+@settings(max_examples=80, deadline=None)
+def test_chunks_are_whole_objects_within_the_limit_and_as_few_as_that_allows(batch, limit):
+    chunks = split_objects(batch, limit)
+    counts = [chunk.view_counts.tolist() for chunk in chunks]
+    assert [count for chunk in counts for count in chunk] == batch.view_counts.tolist()
+    assert all(sum(chunk) <= limit or len(chunk) == 1 for chunk in counts)
+    assert all(sum(chunk) + after[0] > limit for chunk, after in itertools.pairwise(counts))
+
+
+@given(batches(), st.integers(1, 12))
+@settings(max_examples=80, deadline=None)
+def test_splitting_keeps_every_view_with_what_belongs_to_it(batch, limit):
+    chunks = split_objects(batch, limit)
+    for chunk in chunks:
+        chunk._check_lengths()
+        chunk._check_captions()
+    assert [view for chunk in chunks for view in views_of(chunk)] == views_of(batch)
+
+
+@given(batches(), st.integers(1, 12))
+@settings(max_examples=80, deadline=None)
+def test_joining_the_chunks_gives_the_batch(batch, limit):
+    joined = concatenate(split_objects(batch, limit))
+    for name in ("view_counts", "object_of_view", "cu_views", "source", "object_ids", "view_ids", "images", "masks"):
+        mine, theirs = getattr(joined, name), getattr(batch, name)
+        assert (mine is None) == (theirs is None)
+        assert mine is None or (torch.equal(mine, theirs) and mine.dtype == theirs.dtype)
+    assert (joined.max_views, joined.n_views) == (batch.max_views, batch.n_views)
+    assert {key: value.tolist() for key, value in joined.embeddings.items()} == {
+        key: value.tolist() for key, value in batch.embeddings.items()
+    }
+    assert (joined.cameras is None, joined.depth is None) == (batch.cameras is None, batch.depth is None)
+
+
+def test_text_embeddings_stay_with_their_captions():
+    texts = torch.arange(6.0).reshape(3, 2)
+    batch = ViewBatch.make([1, 2], **_captions([1, 0, 1], [-1, 0, 2]), embeddings={"clip/text": texts})
+    first, second = split_objects(batch, 1)
+    assert (first.captions, first.embeddings["clip/text"].tolist()) == (("caption 1",), [[2.0, 3.0]])
+    assert (second.captions, second.caption_view.tolist()) == (("caption 0", "caption 2"), [-1, 1])
+    assert second.embeddings["clip/text"].tolist() == [[0.0, 1.0], [4.0, 5.0]]
+
+
+def test_only_a_batch_on_the_host_is_split():
+    with pytest.raises(ValueError, match="split on the host"):
+        split_objects(ViewBatch.make([1, 1]).to("meta"), 1)
 
 
 # --- moving and state -------------------------------------------------------------------------------------------

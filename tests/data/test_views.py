@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from mvcore.errors import ConfigError, DataError
+from mvcore.packing import concatenate
 from mvcore.parts import IndexedDataset
 from mvcore.training.loader import StepLoader
 from mvcore.training.sampling import SourceSpecification
-from mvcore.types import ViewBatch, concatenate
+from mvcore.types import ViewBatch
 from mvcore_data import ViewStore, ViewStoreWriter
 from mvcore_data.index import read_index, write_index
 from mvcore_data.rigs import make_rig

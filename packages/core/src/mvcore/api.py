@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from mvcore.config_base import Options
     from mvcore.evaluation.results import EvalResult, Figure, Table
     from mvcore.lora import apply_lora, merge_lora
+    from mvcore.packing import concatenate
     from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
     from mvcore.paths import resolve_path
-    from mvcore.types import Cameras, Features, ViewBatch, concatenate
+    from mvcore.types import Cameras, Features, ViewBatch
 
 _LAZY = {
     "build": "mvcore.build",
@@ -56,7 +57,7 @@ _LAZY = {
     "Cameras": "mvcore.types",
     "Features": "mvcore.types",
     "ViewBatch": "mvcore.types",
-    "concatenate": "mvcore.types",
+    "concatenate": "mvcore.packing",
     "resolve_path": "mvcore.paths",
 }
 

@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
+from mvcore.packing import concatenate
 from mvcore.specs import Axis
-from mvcore.types import Features, ViewBatch, concatenate
+from mvcore.types import Features, ViewBatch
 
 
 def world_size() -> int:

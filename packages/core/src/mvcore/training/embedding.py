@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mvcore.errors import DataError
+from mvcore.packing import concatenate
 from mvcore.parts import Embedded, IndexedDataset
-from mvcore.types import Features, ViewBatch, concatenate
+from mvcore.types import Features, ViewBatch
 
 FeaturesOf = Callable[[ViewBatch, frozenset[str]], Features]
 

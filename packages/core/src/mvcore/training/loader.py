@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mvcore.errors import ConfigError, MvcoreError
+from mvcore.packing import concatenate
 from mvcore.training.sampling import Draw, SourceSampler, SourceSpecification
-from mvcore.types import ViewBatch, concatenate
+from mvcore.types import ViewBatch
 
 
 @runtime_checkable

@@ -12,9 +12,10 @@ from torch.nn.utils import parametrize
 
 from mvcore.errors import PluginError
 from mvcore.model import Pipeline, features_in
+from mvcore.packing import concatenate, split_objects
 from mvcore.specs import STATE, Axis
 from mvcore.training.distributed import gather, sum_over_ranks, world_size
-from mvcore.types import Features, ViewBatch, concatenate, split_objects
+from mvcore.types import Features, ViewBatch
 
 Batches = Mapping[str, ViewBatch]
 Backward = Callable[[Tensor], Any]
