@@ -43,7 +43,14 @@ class Export:
     largest_difference: float
 
 
-def export(model: Model, folder: Path, *, to: str = "open_clip", adapters: dict[str, Part] | None = None) -> Export:
+def export(
+    model: Model,
+    folder: Path,
+    *,
+    to: str = "open_clip",
+    adapters: dict[str, Part] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Export:
     """Merges what can be merged, writes the library's own files, reloads them in the plain library and compares.
 
     The model is changed: merged adapters are gone from it.
@@ -51,6 +58,7 @@ def export(model: Model, folder: Path, *, to: str = "open_clip", adapters: dict[
     Args:
         folder: must not exist yet.
         adapters: the run's adapter entries by name, so that what is exported beside can be made again.
+        dtype: of the written weights; float16 halves the file and rounds.
 
     Raises:
         ConfigError: another library than the model's, or the folder exists.
@@ -70,8 +78,8 @@ def export(model: Model, folder: Path, *, to: str = "open_clip", adapters: dict[
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write(pipeline, partial, merged, beside, adapters or {})
-        difference = compare_with_plain(pipeline, partial)
+        _write(pipeline, partial, merged, beside, adapters or {}, dtype)
+        difference = compare_with_plain(pipeline, partial, 1e-4 if dtype == torch.float32 else 1e-2)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,10 +92,16 @@ def _merge(module: nn.Module) -> bool:
 
 
 def _write(
-    pipeline: Pipeline, folder: Path, merged: Iterable[str], beside: Iterable[Any], adapters: dict[str, Part]
+    pipeline: Pipeline,
+    folder: Path,
+    merged: Iterable[str],
+    beside: Iterable[Any],
+    adapters: dict[str, Part],
+    dtype: torch.dtype,
 ) -> None:
     backbone: Any = pipeline.backbone
-    save_weights(folder / WEIGHTS, dict(backbone.model.state_dict()))
+    state = backbone.model.state_dict()
+    save_weights(folder / WEIGHTS, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()})
     write_text(folder / CONFIG, json.dumps(backbone.library_config(), indent=1) + "\n")
     left: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
@@ -119,7 +133,7 @@ def load_export(folder: Path, *, plain: bool = False) -> Pipeline:
     return pipeline
 
 
-def compare_with_plain(pipeline: Pipeline, folder: Path, tolerance: float = 1e-4) -> float:
+def compare_with_plain(pipeline: Pipeline, folder: Path, tolerance: float) -> float:
     """Loads an export strictly into the plain library, without mvcore's classes, and compares unit vectors.
 
     Returns:

@@ -80,7 +80,11 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         _set_data(layers, request.data)
     if request.validate is not None:
         name = request.validate.rpartition("#")[2] if "#" in request.validate else "validation"
-        layers.merge({"validate": {"data": {name: {"id": "data.views", **_place(request.validate)}}}}, "--validate")
+        entry = {"id": "data.views", **_place(request.validate)}
+        first = next(iter((layers.values.get("data") or {}).values()), {})
+        if first.get("image_size") is not None:
+            entry["image_size"] = first["image_size"]
+        layers.merge({"validate": {"data": {name: entry}}}, "--validate")
     layers.merge(request.flags, "flag")
     _set_losses(layers, request, registry, notes)
     for assignment in request.assignments:

@@ -22,7 +22,7 @@ from mvcore.model import Model, Pipeline
 from mvcore.plugins import Registry
 from mvcore.report.tables import Comparison, compare, save_comparison
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
-from mvcore.training.assembly import frozen_digest, make_pipeline, open_sources
+from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
 from mvcore.training.fit import fit, prepare
 from mvcore.training.planner import Blueprint, Plan, choose, plan
 
@@ -178,6 +178,7 @@ def _is_first_rank() -> bool:
 
 
 def _measure(session: Session, model: Model, output: Path, console: Console, row: str) -> dict[str, EvalResult]:
+    check_image_sizes("validate.data", session.measured, model.backbone)
     model.views_per_batch = session.config.validation.views_per_batch
     with console.status(f"measuring {row}"):
         return evaluate(model, session.evaluators, session.measured, output)

@@ -75,7 +75,7 @@ def make_losses(plan: Plan, seed: int) -> dict[str, nn.Module]:
     return modules
 
 
-def check_image_sizes(plan: Plan, datasets: Mapping[str, Any], backbone: Backbone) -> None:
+def check_image_sizes(section: str, datasets: Mapping[str, Any], backbone: Backbone) -> None:
     """Refuses sources whose images the backbone cannot take.
 
     Raises:
@@ -85,8 +85,7 @@ def check_image_sizes(plan: Plan, datasets: Mapping[str, Any], backbone: Backbon
         wanted = backbone.image_size
         if wanted is not None and dataset.image_size != wanted:
             raise ConfigError(
-                f"data[{name}].image_size is {dataset.image_size}, but {plan.blueprint.encoder.id} takes {wanted}; "
-                f"set it to {wanted}"
+                f"{section}[{name}].image_size is {dataset.image_size}, but the encoder takes {wanted}; set it to {wanted}"
             )
 
 

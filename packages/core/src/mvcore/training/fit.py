@@ -60,7 +60,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
     seed = config.run.seed
     if pipeline is None:
         pipeline = make_pipeline(plan.blueprint.encoder, plan.adapters, seed)
-    check_image_sizes(plan, datasets, pipeline.backbone)
+    check_image_sizes("data", datasets, pipeline.backbone)
     specifications, id_counts = _specifications(plan, datasets)
     trainers = [term.part.make() for term in plan.trainers]
     losses = make_losses(plan, seed)
