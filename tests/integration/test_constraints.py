@@ -1,0 +1,48 @@
+"""constraints.txt, the set of versions that were resolved together: complete, readable by pip, and free of places."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECTS = [ROOT / "pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]
+PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
+OWN = {tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"] for path in PROJECTS}
+
+
+def direct(path: Path) -> Iterator[Requirement]:
+    """The dependencies of a package, its extras and its groups, without our own packages."""
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    lists = [values["project"].get("dependencies", [])]
+    lists += values["project"].get("optional-dependencies", {}).values()
+    lists += values.get("dependency-groups", {}).values()
+    for requirement in map(Requirement, sum(lists, [])):
+        if requirement.name not in OWN:
+            yield requirement
+
+
+@pytest.mark.parametrize("path", PROJECTS, ids=lambda path: path.parent.name)
+def test_every_direct_dependency_has_a_version_that_it_allows(path: Path):
+    pinned: dict[str, list[Requirement]] = {}
+    for pin in PINS:
+        pinned.setdefault(canonicalize_name(pin.name), []).append(pin)
+    for requirement in direct(path):
+        pins = pinned.get(canonicalize_name(requirement.name), [])
+        assert pins, f"{requirement.name} is not in constraints.txt; CONTRIBUTING.md says how to make it anew"
+        for pin in pins:
+            (version,) = pin.specifier
+            assert version.operator == "=="
+            assert requirement.specifier.contains(version.version), f"{pin} does not satisfy {requirement}"
+
+
+def test_it_names_versions_only():
+    for pin in PINS:
+        assert pin.url is None
+        assert not pin.extras, f"{pin}: pip takes no extras in constraints"
+        assert pin.name not in OWN
