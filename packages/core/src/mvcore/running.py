@@ -67,9 +67,9 @@ def open_session(config: RunConfig, registry: Registry) -> Session:
     sources, measured = open_sources(blueprint)
     planned = plan(blueprint, sources, registry)
     _ask_plugins(planned, registry)
-    evaluators = {part.name: part.make() for part in blueprint.evaluators}
-    if evaluators and not measured:
-        raise ConfigError(f"validate.on names {', '.join(evaluators)}, but validate.data names no source to measure on")
+    evaluators = {part.name: part.make() for part in blueprint.evaluators} if measured else {}
+    if blueprint.evaluators and not measured:
+        print("warning: nothing will be measured: name data for it with --validate STORE#SPLIT", file=sys.stderr)
     return Session(config, blueprint, planned, sources, measured, evaluators, registry)
 
 

@@ -85,7 +85,7 @@ def check_image_sizes(section: str, datasets: Mapping[str, Any], backbone: Backb
         wanted = backbone.image_size
         if wanted is not None and dataset.image_size != wanted:
             raise ConfigError(
-                f"{section}[{name}].image_size is {dataset.image_size}, but the encoder takes {wanted}; set it to {wanted}"
+                f"{section}[{name}].image_size is {dataset.image_size}, but the encoder takes {wanted}; set it so"
             )
 
 

@@ -69,9 +69,8 @@ class RunModule(LightningModule):
             if parameter.requires_grad:
                 names[f"backbone/{name}"] = parameter
         for link in pipeline.links:
-            for name, parameter in link.module.named_parameters():
-                if parameter.requires_grad:
-                    names[f"adapters/{link.name}/{name}"] = parameter
+            own = link.module.trained_parameters() if isinstance(link.module, Adapter) else trainable(link.module)
+            names |= {f"adapters/{link.name}/{name}": parameter for name, parameter in own.items()}
         for term in self.objective.terms:
             for name, parameter in term.module.named_parameters():
                 if parameter.requires_grad:
