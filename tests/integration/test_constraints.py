@@ -19,12 +19,10 @@ OWN = {tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"] for pa
 def direct(path: Path) -> Iterator[Requirement]:
     """The dependencies of a package, its extras and its groups, without our own packages."""
     values = tomllib.loads(path.read_text(encoding="utf-8"))
-    lists = [values["project"].get("dependencies", [])]
-    lists += values["project"].get("optional-dependencies", {}).values()
-    lists += values.get("dependency-groups", {}).values()
-    for requirement in map(Requirement, sum(lists, [])):
-        if requirement.name not in OWN:
-            yield requirement
+    project = values["project"]
+    lists = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
+    for texts in [*lists, *values.get("dependency-groups", {}).values()]:
+        yield from (found for found in map(Requirement, texts) if found.name not in OWN)
 
 
 @pytest.mark.parametrize("path", PROJECTS, ids=lambda path: path.parent.name)
