@@ -35,7 +35,9 @@ def make_optimizer(settings: OptimizerSettings, trained: Mapping[str, nn.Paramet
     groups = [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in by_setting.items()]
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0])
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    # One kernel for all the arithmetic, where there is one: on the CPU, several times faster than the default.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained.values()) or None
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def learning_rate(settings: OptimizerSettings, *, max_steps: int, epoch_steps: int) -> Callable[[int], float]:
