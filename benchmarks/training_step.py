@@ -33,6 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
+from mvcore.config import OptimizerSettings
 from mvcore.config_layers import Layers
 from mvcore.plugins import load_plugins
 from mvcore.running import open_session
@@ -43,7 +44,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 TARGET = 1.05
-LR, DECAY, BETAS, EPS, CLIP_NORM = 1e-5, 0.05, (0.9, 0.98), 1e-6, 1.0
 TINY = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
@@ -71,14 +71,15 @@ class Stopwatch:
 class BareLoop:
     """What one writes by hand around an open_clip model."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: nn.Module, settings: OptimizerSettings) -> None:
         self.clip: Any = clip
         self.parameters = list(clip.parameters())
         groups = [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": DECAY},
+            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
             {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS, eps=EPS, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas, settings.eps, fused=True)
+        self.clip_norm = settings.clip_norm or float("inf")
         self.mean = 255 * torch.tensor(self.clip.visual.image_mean).view(1, 3, 1, 1)
         self.std = 255 * torch.tensor(self.clip.visual.image_std).view(1, 3, 1, 1)
 
@@ -91,7 +92,7 @@ class BareLoop:
         loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
         self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM)
+        nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         return loss.detach()
 
@@ -147,14 +148,7 @@ def training(arguments: argparse.Namespace, folder: Path) -> Training:
             "encoder": {"id": "core.open_clip", "model": model, "pretrained": None, "train": "all"},
             "data": {"objects": {**source, "batch_size": arguments.batch}},
             "losses": {"core.itc": {}},
-            "optimizer": {
-                "lr": LR,
-                "weight_decay": DECAY,
-                "betas": BETAS,
-                "eps": EPS,
-                "clip_norm": CLIP_NORM,
-                "schedule": "constant",
-            },
+            "optimizer": {"lr": 1.0e-5, "schedule": "constant"},
             "run": {
                 "max_steps": arguments.block * (1 + arguments.pairs),
                 "checkpoint_every": 10**9,
@@ -199,18 +193,20 @@ def main() -> None:
     parser.add_argument("--profile", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    profile = None if arguments.profile is None else cProfile.Profile()
+    profile_path: Path | None = arguments.profile
+    profile = None if profile_path is None else cProfile.Profile()
     with tempfile.TemporaryDirectory() as name, Path(os.devnull).open("w") as nowhere:
         folder = Path(name)
         made = training(arguments, folder)
         backbone: Any = made.pipeline.backbone
-        turns = TakeTurns(BareLoop(copy.deepcopy(backbone.clip)), backbone.tokenizer, arguments.block, profile)
+        bare = BareLoop(copy.deepcopy(backbone.clip), made.plan.config.optimizer)
+        turns = TakeTurns(bare, backbone.tokenizer, arguments.block, profile)
         made.trainers.append(turns)
         console = Console(file=nowhere, force_terminal=True)  # the progress bar is drawn as on a terminal
         fit(made, folder / "run", title="benchmark", console=console)
-    if profile is not None:
+    if profile is not None and profile_path is not None:
         profile.disable()
-        profile.dump_stats(arguments.profile)
+        profile.dump_stats(profile_path)
     result = {
         "benchmark": "training_step",
         "target_ratio": TARGET,
