@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from mvcore.specs import Axis
+    from mvcore.validation import Place
 
 
 def resolve(reference: Any, owner: str = "") -> Any:
@@ -65,7 +66,7 @@ def options_model(registered: Registered) -> type[BaseModel] | None:
     return model
 
 
-def options(registered: Registered, args: Mapping[str, Any], where: str) -> BaseModel | None:
+def options(registered: Registered, args: Mapping[str, Any], where: str | Place) -> BaseModel | None:
     """A part's validated options; None where it takes none.
 
     Args:
@@ -76,14 +77,12 @@ def options(registered: Registered, args: Mapping[str, Any], where: str) -> Base
         ConfigError: unknown keys or wrong values, all of them in one line.
         PluginError: the options model cannot be loaded.
     """
+    from mvcore.validation import refuse_all, validate
+
     model = options_model(registered)
     if model is None:
-        if args:
-            keys = "; ".join(f"{where}.{key}: unknown key, {registered.id} takes no options" for key in args)
-            raise ConfigError(keys)
+        refuse_all(args, registered.id, where)
         return None
-    from mvcore.validation import validate
-
     return validate(model, args, where)
 
 

@@ -20,15 +20,23 @@ class Part(Options):
     @model_validator(mode="before")
     @classmethod
     def _gather_args(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or "args" in values:
+        if not isinstance(values, Mapping) or not isinstance(values.get("args", {}), Mapping):
             return values
-        reserved = {name: value for name, value in values.items() if name in cls.model_fields}
-        return {**reserved, "args": {name: value for name, value in values.items() if name not in cls.model_fields}}
+        own = {name: value for name, value in values.items() if name in cls.model_fields}
+        others = {name: value for name, value in values.items() if name not in cls.model_fields}
+        return {**own, "args": {**values.get("args", {}), **others}}
+
+    @property
+    def reserved(self) -> list[str]:
+        """The keys that are the section's own."""
+        return [name for name in type(self).model_fields if name != "args"]
 
     def flat(self) -> dict[str, Any]:
-        """As it stands in YAML: reserved keys and the part's options side by side."""
+        """As it stands in YAML: reserved keys and the part's options side by side, others like them under `args`."""
         values = self.model_dump(mode="json", exclude={"args"}, exclude_none=True)
-        return {**values, **self.args}
+        hidden = {name: value for name, value in self.args.items() if name in type(self).model_fields}
+        plain = {name: value for name, value in self.args.items() if name not in hidden}
+        return {**values, **plain, **({"args": hidden} if hidden else {})}
 
 
 class SourcePart(Part):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from mvcore.config import RunConfig
 from mvcore.errors import ConfigError
-from mvcore.suggest import closest
+from mvcore.key_path import KeyPath, parse_path, show_path
+from mvcore.validation import Place, validate
 
-KeyPath = tuple[str, ...]
+DEFAULT = "default"
+"""The source of a key that nobody set."""
 
 PART_SECTIONS = ("adapters", "data", "losses", "trainers")
 
@@ -83,7 +84,7 @@ class Layers:
             if self.sources.get(parts):
                 return self.sources[parts]
             parts = parts[:-1]
-        return "default"
+        return DEFAULT
 
     def config(self) -> RunConfig:
         """The validated configuration.
@@ -91,71 +92,16 @@ class Layers:
         Raises:
             ConfigError: one line with every fault: the key, where it stands, and the nearest name.
         """
-        try:
-            return RunConfig.model_validate(self.values)
-        except ValidationError as error:
-            raise ConfigError("; ".join(self._describe(item) for item in error.errors())) from None
+        return validate(RunConfig, self.values, Place(written=self.written))
 
-    def _describe(self, item: Any) -> str:
-        path = [str(part) for part in item["loc"]]
-        # A union reports each of its members with a pseudo-key such as `int`; the key itself is what the user wrote.
-        path = [
-            part for part in path if part not in ("int", "float", "str") and not part.startswith(("tuple[", "literal["))
-        ]
-        place = self.source_of(path)
-        prefix = f"{place}: " if place not in ("default", "") else ""
-        shown = show_path(path)
-        if item["type"] == "extra_forbidden":
-            names = _names_at(path[:-1])
-            return f"{prefix}unknown key {shown!r}{did_you_mean(path[-1], names)}"
-        if item["type"] == "missing":
-            return f"{shown or 'the configuration'} is missing"
-        text = item["msg"].removeprefix("Value error, ")
-        text = text[:1].lower() + text[1:]
-        value = "" if isinstance(item["input"], (Mapping, list)) else f", not {item['input']!r}"
-        return f"{prefix}{shown}: {text}{value}" if shown else f"{prefix}{text}"
-
-
-def did_you_mean(name: str, names: Sequence[str]) -> str:
-    """`, did you mean 'lr'?` or the known names, or nothing."""
-    nearest = closest(name, names)
-    if nearest:
-        return f", did you mean {nearest[0]!r}?"
-    return f"; known: {', '.join(sorted(names))}" if names else ""
-
-
-def _names_at(path: Sequence[str]) -> list[str]:
-    """The keys that a section of RunConfig knows."""
-    model: Any = RunConfig
-    for part in path:
-        fields = {(info.alias or name): info for name, info in getattr(model, "model_fields", {}).items()}
-        if part not in fields:
-            return []
-        model = fields[part].annotation
-    return [info.alias or name for name, info in getattr(model, "model_fields", {}).items()]
+    def written(self, path: Sequence[str | int]) -> str:
+        """The source of a key for the text of errors: nothing where it is a default."""
+        source = self.source_of([str(key) for key in path])
+        return "" if source == DEFAULT else source
 
 
 def _is_part(path: KeyPath) -> bool:
     return (len(path) == 2 and path[0] in PART_SECTIONS) or (len(path) == 3 and path[0] == "validate")
-
-
-def show_path(path: Sequence[str]) -> str:
-    """`losses[ovt.vc].margin`: keys that contain a dot stand in brackets."""
-    shown = ""
-    for part in path:
-        shown += f"[{part}]" if not re.fullmatch(r"\w+", part) else f".{part}" if shown else part
-    return shown
-
-
-def parse_path(text: str) -> KeyPath:
-    """The reverse of `show_path`.
-
-    Raises:
-        ConfigError: text that is no path.
-    """
-    if not re.fullmatch(r"\w+(?:\.\w+|\[[^\[\]]+\])*", text):
-        raise ConfigError(f"--set {text!r}: a key looks like optimizer.lr or 'losses[ovt.vc].margin'")
-    return tuple(bracket or plain for plain, bracket in re.findall(r"(\w+)|\[([^\[\]]+)\]", text.replace("].", "]")))
 
 
 def parse_set(assignment: str) -> tuple[KeyPath, Any]:
@@ -246,7 +192,7 @@ def _write_yaml(values: Mapping[str, Any], path: KeyPath, layers: Layers, lines:
             lines.append(f"{indent}{_scalar(key)}:")
             _write_yaml(value, here, layers, lines)
         else:
-            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}  # {layers.sources.get(here) or 'default'}")
+            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}  # {layers.sources.get(here) or DEFAULT}")
 
 
 def _scalar(value: Any) -> str:

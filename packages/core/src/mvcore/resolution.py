@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvcore.config_layers import Layers, did_you_mean, nested, parse_set, read_yaml, show_path
+from mvcore.config_layers import Layers, nested, parse_set, read_yaml
 from mvcore.errors import ConfigError
+from mvcore.key_path import show_path
 from mvcore.plugins import Registered, Registry, recipe_path
 from mvcore.specs import STATE
+from mvcore.suggest import did_you_mean
 
 DEMO = "demo"
 

@@ -25,6 +25,7 @@ from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_rec
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
 from mvcore.training.fit import fit, prepare
 from mvcore.training.planner import Blueprint, Plan, choose, plan
+from mvcore.validation import Written, nowhere
 
 Rows = dict[str, dict[str, EvalResult]]
 
@@ -56,13 +57,13 @@ class Session:
         return replace(self, config=config, blueprint=blueprint, plan=planned)
 
 
-def open_session(config: RunConfig, registry: Registry) -> Session:
+def open_session(config: RunConfig, registry: Registry, written: Written = nowhere) -> Session:
     """Resolves the parts, opens the data and checks that everything fits together.
 
     Raises:
         MvcoreError: what does not, before any weight is loaded.
     """
-    blueprint = choose(config, registry)
+    blueprint = choose(config, registry, written)
     registry.warn_about_broken(blueprint.plugins | set(config.plugins))
     sources, measured = open_sources(blueprint)
     planned = plan(blueprint, sources, registry)

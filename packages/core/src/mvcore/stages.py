@@ -48,7 +48,7 @@ def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequen
     """Trains into a new folder and returns it."""
     console = Console()
     # Opened first: what is wrong with the run is said before there is a folder.
-    session = open_session(config, load_plugins())
+    session = open_session(config, load_plugins(), layers.written)
     folder = new_folder(config.run.output, "-".join(config.plugins) or "run")
     for note in notes:
         console.print(note, style="dim", markup=False, highlight=False)
@@ -80,7 +80,7 @@ def go_on(where: str) -> None:
         raise DataError(f"--resume {where}: {folder / SEEDS} is missing or damaged") from None
     console = Console()
     console.print(f"going on with {folder}", markup=False, highlight=False)
-    _run_seeds(open_session(layers.config(), load_plugins()), layers, folder, seeds, console)
+    _run_seeds(open_session(layers.config(), load_plugins(), layers.written), layers, folder, seeds, console)
 
 
 def _newest() -> Path:

@@ -14,19 +14,20 @@ from rich.console import Console
 from rich.table import Table
 
 from mvcore.config import RunConfig
+from mvcore.config_layers import Layers
 from mvcore.errors import ConfigError
 from mvcore.plugins import load_plugins
 from mvcore.running import open_session
 from mvcore.training.fit import prepare, quiet
 
 
-def dry(config: RunConfig, notes: Sequence[str]) -> None:
+def dry(config: RunConfig, layers: Layers, notes: Sequence[str]) -> None:
     """Builds everything, runs one real batch forward and backward, and says what a run would take."""
     console = Console()
     for note in notes:
         console.print(note, style="dim", markup=False, highlight=False)
     with quiet():
-        session = open_session(config, load_plugins())
+        session = open_session(config, load_plugins(), layers.written)
         training = prepare(session.plan, session.sources, Path(config.run.output or "."))
         device = _device(config)
         training.pipeline.to(device)

@@ -81,7 +81,7 @@ def train(
     if dry_run:
         from mvcore.cli.dry_run import dry
 
-        dry(config, resolved.notes)
+        dry(config, resolved.layers, resolved.notes)
         return
     from mvcore.stages import start
 

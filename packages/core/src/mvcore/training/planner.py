@@ -15,11 +15,13 @@ from pydantic import BaseModel
 
 from mvcore import build
 from mvcore.config import Part, RunConfig, SourcePart
-from mvcore.config_layers import did_you_mean
-from mvcore.errors import ConfigError
+from mvcore.errors import ConfigError, PluginError
+from mvcore.key_path import show_path
 from mvcore.model import features_in, walk_back
 from mvcore.plugins import Registered, Registry
 from mvcore.specs import BATCH_FIELDS, STATE, EncoderSpec, LossSpec, TrainerSpec
+from mvcore.suggest import did_you_mean
+from mvcore.validation import Place, Written, nowhere
 
 _FIELD_BEHIND = {"text": "captions", "view": "images", "dense": "images", "object": "images"}
 """The batch field that an image-and-text backbone makes a feature from."""
@@ -105,22 +107,29 @@ class Plan:
         return self.blueprint.config
 
 
-def choose(config: RunConfig, registry: Registry) -> Blueprint:
+def choose(config: RunConfig, registry: Registry, written: Written = nowhere) -> Blueprint:
     """Resolves every id and validates every part's options.
+
+    Args:
+        written: tells where each key was written, for the text of errors.
 
     Raises:
         PluginError: an unknown id or a broken plugin.
         ConfigError: options that the part refuses, or parts of the wrong kind.
     """
 
-    def chosen(kind: str, name: str, part: Part, where: str) -> Chosen:
-        registered = registry.spec(kind, part.id)
-        options = build.options(registered, part.args, where)
+    def chosen(kind: str, name: str, part: Part, *path: str) -> Chosen:
+        place = Place(show_path(path), lambda keys: written((*path, *keys)), part.reserved)
+        try:
+            registered = registry.spec(kind, part.id)
+        except PluginError as error:
+            raise PluginError(place.line(["id"], str(error))) from error
+        options = build.options(registered, part.args, place)
         needs, provides = build.needs_of(registered, options), build.provides_of(registered, options)
         return Chosen(name, registered, options, needs, provides)
 
-    def section(kind: str, parts: Mapping[str, Any], where: str) -> tuple[Chosen, ...]:
-        return tuple(chosen(kind, name, part, f"{where}[{name}]") for name, part in parts.items())
+    def section(kind: str, parts: Mapping[str, Part], *path: str) -> tuple[Chosen, ...]:
+        return tuple(chosen(kind, name, part, *path, name) for name, part in parts.items())
 
     blueprint = Blueprint(
         config=config,
@@ -129,8 +138,8 @@ def choose(config: RunConfig, registry: Registry) -> Blueprint:
         sources={part.name: part for part in section("dataset", config.data, "data")},
         losses=section("loss", config.losses, "losses"),
         trainers=section("trainer", config.trainers, "trainers"),
-        measured={part.name: part for part in section("dataset", config.validation.data, "validate.data")},
-        evaluators=section("evaluator", config.validation.on, "validate.on"),
+        measured={part.name: part for part in section("dataset", config.validation.data, "validate", "data")},
+        evaluators=section("evaluator", config.validation.on, "validate", "on"),
     )
     _check_kinds(blueprint)
     return blueprint
