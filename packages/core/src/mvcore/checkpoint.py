@@ -40,11 +40,12 @@ class FolderCheckpoint(CheckpointIO):
             partial.replace(target)
             _sync(target.parent)
             shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
+        except (OSError, RuntimeError, DataError) as error:
+            # torch.save reports a full disk as a RuntimeError about its archive.
+            reason = error.strerror if isinstance(error, OSError) else str(error.__context__ or error).splitlines()[0]
+            raise DataError(f"{target}: the checkpoint could not be written: {reason}; free space and resume") from None
+        finally:
             shutil.rmtree(partial, ignore_errors=True)
-            raise DataError(
-                f"{target}: the checkpoint could not be written: {error.strerror}; free space and resume"
-            ) from None
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None

@@ -23,11 +23,17 @@ CHECKPOINTS = "checkpoints"
 class Meter(Callback):
     """Gathers each step's terms on the device and hands their means to the loggers every few steps.
 
-    Reading them is the only device sync, and the moment at which terms are checked to be finite.
+    Reading them is the only device sync, and the moment at which terms are checked to be finite. What was gathered since
+    the last row is part of a checkpoint, so that a resumed run writes the same rows.
+
+    Args:
+        every: steps between rows.
+        noted: what trainers logged; it joins the next row and is emptied.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, noted: dict[str, float]) -> None:
         self.every = every
+        self.noted = noted
         self.latest: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
@@ -47,7 +53,9 @@ class Meter(Callback):
         if module.grad_norm is not None:
             values["train/grad_norm"] = module.grad_norm
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value.detach() if name in self._sums else value.detach()
+            value = value.detach()
+            # After a resume the sum so far is on the host.
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         self._steps += 1
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.flush(trainer, module)
@@ -63,12 +71,22 @@ class Meter(Callback):
             return
         means = {name: float(value) / self._steps for name, value in self._sums.items()}
         now = time.perf_counter()
-        means["train/lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        means |= self.noted
+        self.noted.clear()
+        means["train/lr"] = module.lr
         means["train/steps_per_s"] = self._steps / max(now - self._since, 1e-9)
         self._sums, self._steps, self._since = {}, 0, now
         self.latest = means
         for logger in trainer.loggers:
             logger.log_metrics(means, step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: value.cpu() for name, value in self._sums.items()}
+        return {"sums": sums, "steps": self._steps, "noted": dict(self.noted)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums, self._steps = dict(state_dict["sums"]), state_dict["steps"]
+        self.noted.update(state_dict["noted"])
 
 
 class ProgressBar(Callback):
@@ -122,15 +140,20 @@ class Checkpoints(Callback):
         self.best_value = float("-inf")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every == 0:
+        # Always here and never after the loop: from a state that was saved within an epoch Lightning goes on within it,
+        # while one that was saved after a stopped loop counts the epoch as done.
+        if trainer.should_stop or trainer.global_step % self.every == 0 or trainer.global_step >= trainer.max_steps:
             self.save(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.save(trainer, pl_module)
-
     def save(self, trainer: Trainer, module: RunModule) -> None:
-        """Saves the present state, unless it is there already."""
+        """Saves the present state, unless it is there already.
+
+        Raises:
+            NonFiniteLossError: a term or a trained weight is NaN or infinite.
+        """
         module.check_finite()
+        module.check_weights()
+        module.note_position(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
         name = f"step-{trainer.global_step:08d}"
         if not (self.folder / name).exists():
             trainer.save_checkpoint(self.folder / name)
@@ -212,6 +235,7 @@ class Measure(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step % self.every:
             return
+        pl_module.check_finite()
         figures = self.measure(trainer.global_step)
         for logger in trainer.loggers:
             logger.log_metrics(dict(figures), step=trainer.global_step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.console import Console
 from mvcore import build
 from mvcore.checkpoint import FolderCheckpoint
 from mvcore.config import RunSettings
-from mvcore.errors import ConfigError, DeviceError, Interrupted
+from mvcore.errors import ConfigError, DataError, DeviceError, Interrupted
 from mvcore.model import Model, Pipeline
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
 from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
@@ -44,6 +45,7 @@ class Training:
     pipeline: Pipeline
     trainers: list[Any]
     epoch_steps: int
+    context: RunContext
 
     @property
     def model(self) -> Model:
@@ -104,11 +106,10 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
         )
 
     module.make_loader = make_loader
-    training = Training(plan, module, pipeline, trainers, epoch_steps)
     context = RunContext(
         seed=seed,
         output=output,
-        model=training.model,
+        model=Model(pipeline, views_per_batch=config.validation.views_per_batch),
         sources=specifications,
         id_counts=id_counts,
         trainer_sources={id(made): t.sources for t, made in zip(plan.trainers, trainers, strict=True)},
@@ -116,7 +117,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
     for made in trainers:
         if hasattr(made, "bind"):
             made.bind(context)
-    return training
+    return Training(plan, module, pipeline, trainers, epoch_steps, context)
 
 
 def _specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, SourceSpecification], tuple[int, int]]:
@@ -164,15 +165,15 @@ def fit(
     config = training.plan.config
     start = 0 if resume is None else int(resume.name.removeprefix("step-"))
     training.module.start = start
-    meter = Meter(config.run.log_every)
+    meter = Meter(config.run.log_every, training.context.logged)
     stop = StopOnSignal(console)
     checkpoints = Checkpoints(output, config.run.checkpoint_every)
     callbacks = [*training.trainers, meter, ProgressBar(title, meter, console), stop]
     if measure is not None and config.validation.every is not None:
         callbacks.append(_measuring(training, measure, output, checkpoints))
     callbacks.append(checkpoints)
-    output.mkdir(parents=True, exist_ok=True)
-    with quiet(), _device_errors(config.run):
+    with quiet(), _device_errors(config.run), _file_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
         trainer = _lightning(config.run, output, callbacks, start)
         trainer.fit(
             training.module,
@@ -237,6 +238,25 @@ def _device_errors(settings: RunSettings) -> Iterator[None]:
             f"run.accelerator={settings.accelerator}, run.devices={settings.devices}, run.strategy={settings.strategy}"
         )
         raise DeviceError(f"{asked}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _file_errors(output: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one line; TensorBoard's thread, which would print its own, is hushed."""
+
+    def hushed(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, OSError):
+            before(args)
+
+    before = threading.excepthook
+    threading.excepthook = hushed
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"{error.filename or output}: {reason}; free space or mend it, and resume") from error
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers.logger import Logger
 
+from mvcore.errors import DataError
 from mvcore.evaluation.files import write_atomic
 
 
@@ -58,24 +60,42 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds to the row of a step.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        again = (step or 0) in self.rows
         row = self.rows.setdefault(step or 0, {"step": step or 0})
         new = [key for key in metrics if key not in self.columns]
         row.update({key: f"{value:.6g}" for key, value in metrics.items()})
-        if new or not self.path.exists():
+        if new or again or not self.path.exists():
             self.columns += new
             self.save()
             return
-        with self.path.open("a", newline="") as stream:
+        with self._writing(), self.path.open("a", newline="") as stream:
             csv.DictWriter(stream, self.columns).writerow(row)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror}; free space and resume") from None
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the whole file anew."""
+        """Writes the whole file anew.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(self.rows[step] for step in sorted(self.rows))
-        write_atomic(self.path, text.getvalue().encode())
+        with self._writing():
+            write_atomic(self.path, text.getvalue().encode())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -35,6 +35,7 @@ class RunModule(LightningModule):
         make_loader: makes the loader from rank, world size and first step.
         start: the global step that training begins at.
         outcome, grad_norm: what the last step found; tensors on the device.
+        lr: the learning rate of the last step, of the first group of parameters.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class RunModule(LightningModule):
         self.start = 0
         self.outcome: Outcome | None = None
         self.grad_norm: Tensor | None = None
+        self.lr = 0.0
+        self._loader: Any = None
         self._bad: dict[str, Tensor] = {}
 
     # -- what trains ---------------------------------------------------------------------------------------------------
@@ -108,7 +111,12 @@ class RunModule(LightningModule):
         """Made here, where the rank is known."""
         if self.make_loader is None:
             raise RuntimeError("a RunModule trains through mvcore.training.fit")
-        return self.make_loader(self.global_rank, self.trainer.world_size, self.start)
+        self._loader = self.make_loader(self.global_rank, self.trainer.world_size, self.start)
+        return self._loader
+
+    def note_position(self, steps: int) -> None:
+        """Tells the loader, which is ahead, how many batches were used; called before a checkpoint is saved."""
+        self._loader.position = steps
 
     def transfer_batch_to_device(self, batch: Batches, device: torch.device, dataloader_idx: int) -> Batches:
         """Left on the host: the objective moves batches itself, chunk by chunk where there is a gradient cache."""
@@ -130,10 +138,12 @@ class RunModule(LightningModule):
             self.outcome = self.objective.step(batch, self.manual_backward)
         else:
             self.outcome = self._chunked_step(batch, self.settings.micro_batch)
-        self._note_non_finite(self.outcome)
+        self._note_non_finite({f"loss {name}": value for name, value in self.outcome.terms.items()})
         if self.optimizer_settings.clip_norm is not None:
             params = [p for group in optimizer.param_groups for p in group["params"]]
             self.grad_norm = nn.utils.clip_grad_norm_(params, self.optimizer_settings.clip_norm)
+            self._note_non_finite({"the gradient": self.grad_norm})
+        self.lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
@@ -152,9 +162,9 @@ class RunModule(LightningModule):
 
     # -- finiteness ----------------------------------------------------------------------------------------------------
 
-    def _note_non_finite(self, outcome: Outcome) -> None:
-        """Marks on the device, without waiting for it, the first step at which each term was not finite."""
-        for name, value in outcome.terms.items():
+    def _note_non_finite(self, values: Mapping[str, Tensor]) -> None:
+        """Marks on the device, without waiting for it, the first step at which each value was not finite."""
+        for name, value in values.items():
             never = torch.full((), -1, dtype=torch.int64, device=value.device)
             first = self._bad.get(name, never)
             here = torch.where(torch.isfinite(value), never, torch.full_like(never, self.global_step))
@@ -164,14 +174,28 @@ class RunModule(LightningModule):
         """Reads the marks (a device sync).
 
         Raises:
-            NonFiniteLossError: a term was NaN or infinite; names it and the step.
+            NonFiniteLossError: a term or the gradient was NaN or infinite; names the earliest and its step.
         """
-        for name, first in self._bad.items():
-            step = int(first)
-            if step >= 0:
+        steps = {name: int(first) for name, first in self._bad.items()}
+        bad = [name for name, step in steps.items() if step >= 0]
+        if bad:
+            name = min(bad, key=lambda name: steps[name])
+            raise NonFiniteLossError(
+                f"{name} became NaN or infinite at step {steps[name]}; lower optimizer.lr or the loss's weight, or "
+                "look at its inputs; the last good checkpoint is kept"
+            )
+
+    def check_weights(self) -> None:
+        """Reads the trained weights (a device sync).
+
+        Raises:
+            NonFiniteLossError: one is NaN or infinite; names it.
+        """
+        for name, value in self.state_dict().items():
+            if not bool(value.isfinite().all()):
                 raise NonFiniteLossError(
-                    f"loss {name} became NaN or infinite at step {step}; lower optimizer.lr or its weight, or look at "
-                    "its inputs; the last good checkpoint is kept"
+                    f"the weight {name} became NaN or infinite by step {self.global_step}; lower optimizer.lr; the last "
+                    "good checkpoint is kept"
                 )
 
 
