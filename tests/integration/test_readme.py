@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mvcore.api import Features, ViewBatch, build
 from mvcore.cli import main as cli
 
@@ -86,7 +87,7 @@ def in_blocks(path: Path) -> Iterator[str]:
     for _, text in blocks(path):
         for line in text.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|;(?=\s)", re.sub(r"(^|\s)#\s.*$", "", line)):
-                if found := re.match(r"(?:uv run |\w+=\S+ )*mvcore(?= |$)(.*)", part.strip()):
+                if found := re.match(r"(?:uv run |\w+=\S+ )*mvcore(?= |$)(.*?)(?: > \S+)?$", part.strip()):
                     yield found[1]
 
 
@@ -141,3 +142,15 @@ def test_links_lead_to_files(path: Path):
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     targets = [found.partition("#")[0] for found in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in found]
     assert not [target for target in targets if target and not (path.parent / target).exists()]
+
+
+def test_the_site_lists_every_page():
+    def pages(entries: list[dict[str, str | list]]) -> Iterator[str]:
+        for entry in entries:
+            for value in entry.values():
+                yield from pages(value) if isinstance(value, list) else [value]
+
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    assert sorted(pages(navigation)) == sorted(
+        str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")
+    )
