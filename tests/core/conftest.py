@@ -48,7 +48,7 @@ class Lab:
     clip: Path
 
     def values(self, **changes: Any) -> dict[str, Any]:
-        """A run as nested values: LoRA and VIFormer, image-text contrast and viewpoint consistency, 4 steps an epoch."""
+        """A run as nested values: LoRA and VIFormer, image-text contrast, viewpoint consistency, 4 steps an epoch."""
         base: dict[str, Any] = {
             "encoder": {"id": "core.open_clip", "model": str(self.clip), "pretrained": None, "train": "none"},
             "adapters": {
@@ -98,9 +98,10 @@ class Lab:
         return training
 
 
-def small_image(rng: np.random.Generator) -> np.ndarray:
-    """(SIZE, SIZE, 3) uint8 of large patches."""
-    return np.kron(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((SIZE // 4, SIZE // 4, 1), np.uint8))
+def patches(rng: np.random.Generator, views: int) -> np.ndarray:
+    """(views, SIZE, SIZE, 3) uint8 of large patches: an object's own pattern, changed in each view."""
+    own, change = rng.integers(0, 256, (1, 4, 4, 3)), rng.integers(0, 256, (views, 4, 4, 3))
+    return np.kron((0.7 * own + 0.3 * change).astype(np.uint8), np.ones((1, SIZE // 4, SIZE // 4, 1), np.uint8))
 
 
 @pytest.fixture(scope="session")
@@ -111,8 +112,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     with ViewStoreWriter(folder / "store", codec="png") as store:
         for i in range(OBJECTS):
             word = WORDS[i % len(WORDS)]
-            views = np.stack([small_image(rng) for _ in range(VIEWS)])
-            store.add_object(f"{word}-{i}", views, captions=[f"a {word} {i}", f"the {word} {i}"], category=word)
+            store.add_object(
+                f"{word}-{i}", patches(rng, VIEWS), captions=[f"a {word} {i}", f"the {word} {i}"], category=word
+            )
     config = {
         "embed_dim": 16,
         "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import resource
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class StopAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.global_step == self.step:
             trainer.should_stop = True
 
@@ -45,7 +46,7 @@ class Poison(Callback):
         self.step = step
         self.what = what
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
         if trainer.global_step == self.step:
             parameter = next(iter(pl_module.trained().values()))
             if self.what == "weight":
@@ -105,7 +106,7 @@ def final(folder: Path) -> Path:
 
 
 def test_the_loss_falls(lab: Lab, tmp_path: Path) -> None:
-    values = lab.values(run={"max_steps": 60}, optimizer={"lr": 1e-2, "schedule": "constant"})
+    values = lab.values(encoder={"train": "all"}, run={"max_steps": 60}, optimizer={"lr": 3e-3, "schedule": "constant"})
     lab.fit(values, tmp_path / "run")
     losses = [float(row["train/loss"]) for row in rows_of(tmp_path / "run")]
     assert sum(losses[-8:]) / 8 < sum(losses[:8]) / 8 - 0.3
@@ -193,7 +194,7 @@ def test_rows_that_average_several_steps_survive_a_stop(lab: Lab, tmp_path: Path
 
 def test_a_crash_goes_on_from_the_last_checkpoint(lab: Lab, whole: tuple[Training, Path], tmp_path: Path) -> None:
     class Crash(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
             if trainer.global_step == 8:
                 raise MemoryError
 
@@ -223,7 +224,7 @@ def test_each_step_draws_from_every_source(lab: Lab, tmp_path: Path) -> None:
             self.outliers = 0
             self.views = 0
 
-        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, *_: Any) -> None:
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, *_: Any, **__: Any) -> None:
             self.sizes.append((batch["objects"].n_views, batch["few"].n_views))
             self.epochs.append(trainer.current_epoch)
             mined = trainer.callbacks[0].state(batch["objects"])["ovt.outliers"]  # pyright: ignore[reportAttributeAccessIssue]
@@ -258,26 +259,6 @@ def test_a_checkpoint_holds_only_what_trains(whole: tuple[Training, Path]) -> No
     assert {id(p) for p in whole[0].module.trained().values()} <= {id(p) for p in whole[0].module.parameters()}
     assert set(weights) == set(whole[0].module.trained())
     torch.load(folder / STATE, weights_only=True)
-
-
-def test_a_checkpoint_of_vit_b_32_is_small(lab: Lab, tmp_path: Path) -> None:
-    values = lab.values(
-        encoder={"model": "ViT-B-32"},
-        adapters={"ovt.lora": {"rank": 8}, "ovt.viformer": {"feedforward": 2048}},
-        data={"objects": {"image_size": 224}},
-    )
-    session = lab.session(values)
-    with torch.device("meta"):  # shapes are all that counts here
-        from mvcore.training.assembly import make_pipeline
-        from mvcore.training.module import trained_state
-
-        try:
-            pipeline = make_pipeline(session.blueprint.encoder, session.plan.adapters, 0)
-        except NotImplementedError:
-            pytest.skip("this open_clip cannot be built without memory")
-    numbers = {link.name: sum(v.numel() for v in trained_state(link.module).values()) for link in pipeline.links}
-    assert numbers == {"ovt.lora": 294_912, "ovt.viformer": 6_304_768, "ovt.logit_scale": 1}
-    assert 4 * sum(numbers.values()) < 30e6
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, STATE])
@@ -340,7 +321,7 @@ def test_a_nan_loss_names_term_and_step_and_keeps_the_last_good_checkpoint(
 
 def test_a_nan_gradient_is_not_saved_either(lab: Lab, tmp_path: Path) -> None:
     values = lab.values(run={"checkpoint_every": 2, "log_every": 100})
-    with pytest.raises(NonFiniteLossError, match="gradient .*at step 3"):
+    with pytest.raises(NonFiniteLossError, match=r"gradient .*at step 3"):
         lab.fit(values, tmp_path / "run", callbacks=(Poison(3, "gradient"),))
     assert final(tmp_path / "run").name == "step-00000002"
 
@@ -412,13 +393,17 @@ def test_schedules_end_at_the_lowest_rate(schedule: Any) -> None:
     rates = [1e-3 * factor(step) for step in range(21)]
     assert rates[:5] == pytest.approx([2e-4, 4e-4, 6e-4, 8e-4, 1e-3])
     assert rates[20] == pytest.approx(1e-5)
-    assert all(a > b for a, b in zip(rates[5:], rates[6:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
 
 
 def test_groups_have_settings_of_their_own(whole: tuple[Training, Path]) -> None:
     trained = whole[0].module.trained()
     settings = OptimizerSettings.model_validate(
-        {"lr": 1e-3, "weight_decay": 0.1, "groups": [{"match": "lora_b", "lr": 1e-2}, {"match": "viformer", "lr": 1e-4}]}
+        {
+            "lr": 1e-3,
+            "weight_decay": 0.1,
+            "groups": [{"match": "lora_b", "lr": 1e-2}, {"match": "viformer", "lr": 1e-4}],
+        }
     )
     rates: dict[int, tuple[float, float]] = {}
     for group in make_optimizer(settings, trained).param_groups:
@@ -437,9 +422,7 @@ def test_groups_have_settings_of_their_own(whole: tuple[Training, Path]) -> None
 
 def test_the_best_checkpoint_is_kept(lab: Lab, tmp_path: Path) -> None:
     figures = {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.6, 10: 0.8}
-    values = lab.values(
-        run={"checkpoint_every": 2}, validate={"every": 2, "best": "score", "on": [], "data": {}}
-    )
+    values = lab.values(run={"checkpoint_every": 2}, validate={"every": 2, "best": "score", "on": [], "data": {}})
     training = lab.prepare(values, tmp_path / "run")
     vectors: dict[int, Tensor] = {}
 

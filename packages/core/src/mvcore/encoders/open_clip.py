@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,8 @@ from mvcore.errors import ConfigError, DataError
 from mvcore.parts import Backbone
 from mvcore.types import ViewBatch
 
-_TEXT_CHUNK = 512
+_TOKENS_AT_ONCE = (512, 16384)
+"""Of frozen captions, on the CPU and on an accelerator."""
 _TOKEN_CACHE = 200_000
 
 
@@ -212,10 +214,17 @@ class OpenClip(Backbone):
         return self.clip.encode_text(tokens.to(self.device, non_blocking=True), normalize=False)
 
     def _encode_frozen(self, captions: list[str]) -> Tensor:
-        """As `_encode_distinct`, in full precision and pieces of bounded memory: it is done once for each caption."""
+        """As `_encode_distinct`, in full precision and pieces of one size: it is done once for each caption.
+
+        What a matrix product gives for a row depends in the last bit on how many rows there are. In pieces of one size,
+        the last one filled up, an embedding depends on its caption alone, so that a resumed run, which fills its cache
+        in another order, gets the same.
+        """
+        size = math.ceil(_TOKENS_AT_ONCE[self.device.type != "cpu"] / self._tokenised(captions[:1]).shape[1])
+        parts = [captions[at : at + size] for at in range(0, len(captions), size)]
         with torch.autocast(self.device.type, enabled=False):
-            parts = [captions[at : at + _TEXT_CHUNK] for at in range(0, len(captions), _TEXT_CHUNK)]
-            return torch.cat([self._encode_distinct(part) for part in parts])
+            embedded = [self._encode_distinct([*part, *part[:1] * (size - len(part))]) for part in parts]
+        return torch.cat(embedded)[: len(captions)]
 
     def _tokenised(self, captions: list[str]) -> Tensor:
         """(T, context) int64 on the host; the tokenizer is Python, so what it gave is kept, as int32."""

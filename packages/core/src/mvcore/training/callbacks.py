@@ -139,6 +139,12 @@ class Checkpoints(Callback):
         self.best: str | None = None
         self.best_value = float("-inf")
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_loop.batch_progress.is_last_batch:
+            # Saved after an epoch's last batch: Lightning goes on with the next epoch, but would not say that it starts.
+            loop.reset_restart_stage()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Always here and never after the loop: from a state that was saved within an epoch Lightning goes on within it,
         # while one that was saved after a stopped loop counts the epoch as done.
