@@ -78,6 +78,7 @@ def _as_command(target: Any, name: str) -> Any:
     if not isinstance(target, typer.Typer):
         function, target = target, typer.Typer(add_completion=False)
         target.command()(function)
+    target.rich_markup_mode = app.rich_markup_mode
     command = typer.main.get_command(target)
     command.name = name
     # An app of its own would bring its own completion options; the program has them already.
@@ -85,7 +86,8 @@ def _as_command(target: Any, name: str) -> Any:
     return command
 
 
-app = typer.Typer(cls=LazyGroup, rich_markup_mode="rich")
+# Plain help: typer's panels would import rich's Markdown, which takes as long as all else that `--help` does.
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None)
 
 
 def _print_version(wanted: bool) -> None:
