@@ -1,6 +1,6 @@
 """A training step of mvcore against a bare PyTorch loop around the same model and loss: the target is 5 % at ViT-B/32.
 
-    python benchmarks/training_step.py [--model ViT-B-32] [--batch 16] [--block 2] [--pairs 8] [--threads 1]
+    python benchmarks/training_step.py [--model ViT-B-32] [--batch 8] [--block 1] [--pairs 8] [--threads 1]
 
 One process trains two copies of an open_clip model at random weights, all of it, with image-text contrast and AdamW:
 
@@ -186,8 +186,8 @@ def report(pairs: list[tuple[Block, Block]], block: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--block", type=int, default=2, help="steps before the other side's turn")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--block", type=int, default=1, help="steps before the other side's turn")
     parser.add_argument("--pairs", type=int, default=8, help="blocks of each side that count")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--profile", type=Path)
