@@ -90,6 +90,12 @@ def tuned_model(model: str) -> Pipeline:
     return Pipeline(backbone, links).train()
 
 
+def size_of(pipeline: Pipeline) -> int:
+    size = pipeline.backbone.image_size
+    assert size is not None
+    return size
+
+
 def images_with_captions(count: int, size: int, kind: str) -> ViewBatch:
     """One view of each of `count` objects, each with a caption of its own."""
     return ViewBatch.make(
@@ -105,7 +111,6 @@ class OursStep:
     """What `mvcore train` does with a batch."""
 
     def __init__(self, pipeline: Pipeline, batches: dict[str, ViewBatch], published: Published) -> None:
-        backbone: Any = pipeline.backbone
         keys = VIEW | SCALE | {"text"}
         terms = [
             Term("core.itc", ImageTextContrastive(), keys | {"captions"}, tuple(batches)),
@@ -115,7 +120,7 @@ class OursStep:
             pipeline,
             terms,
             dict.fromkeys(batches, keys),
-            dict.fromkeys(batches, backbone.image_size),
+            dict.fromkeys(batches, size_of(pipeline)),
             {"state:ovt.anchors": published.state, "state:ovt.outliers": published.state},
             {"state:ovt.anchors": "object", "state:ovt.outliers": "view"},
         )
@@ -215,12 +220,11 @@ def measured(steps: dict[str, Callable[[], Tensor]], optimizer: torch.optim.Opti
 
 def compare(pipeline: Pipeline, makeup: Makeup, scale: int, rounds: int) -> dict[str, Any]:
     """Both sides on one batch."""
-    backbone: Any = pipeline.backbone
     grown = Makeup(scale * makeup.multi_view, scale * makeup.plain, scale * makeup.outliers)
-    batches = {"multi_view": images_with_captions(grown.multi_view, backbone.image_size, "object")}
+    batches = {"multi_view": images_with_captions(grown.multi_view, size_of(pipeline), "object")}
     if grown.plain:
-        batches["plain"] = images_with_captions(grown.plain, backbone.image_size, "scene")
-    published = Published(grown, backbone.dims["view"])
+        batches["plain"] = images_with_captions(grown.plain, size_of(pipeline), "scene")
+    published = Published(grown, pipeline.backbone.dims["view"])
     ours, released = OursStep(pipeline, batches, published), ReleasedStep(pipeline, batches, published)
     parameters = [p for p in pipeline.parameters() if p.requires_grad]
     differences = disagreement(ours, released, parameters)

@@ -117,7 +117,7 @@ class TakeTurns(Callback):
         ours = self._since.read()
         if self.profile is not None:
             self.profile.disable()
-        ready = [(batch.images, self.tokenizer(list(batch.captions))) for batch in self._batches]
+        ready: list[tuple[Any, Tensor]] = [(b.images, self.tokenizer(list(b.captions))) for b in self._batches]
         watch = Stopwatch()
         for images, tokens in ready:
             loss = self.bare.step(images, tokens)
