@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {path.parent.parent.name: path for path in sorted(ROOT.glob("packages/*/src/*/")) if path.is_dir()}
@@ -73,6 +77,20 @@ def test_a_plugin_imports_only_itself_and_the_public_names_of_core(package: str)
         if other != package and module != "mvcore.api"
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("package", sorted(SOURCES))
+def test_every_library_that_is_imported_is_declared(package: str):
+    project = tomllib.loads((ROOT / "packages" / package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *project.get("optional-dependencies", {}).values()]
+    declared = {canonicalize_name(Requirement(text).name) for texts in lists for text in texts}
+    owners = packages_distributions()
+    for path in modules(package):
+        for line, module in imported(path):
+            top = module.partition(".")[0]
+            if top not in sys.stdlib_module_names and top not in OURS:
+                names = {canonicalize_name(name) for name in owners[top]}
+                assert names & declared, f"{place(path, line)} imports {module} of {names}, which is not declared"
 
 
 @pytest.mark.process
