@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mvcore import build
-from mvcore.config import RunConfig
+from mvcore.config import RunConfig, normalised
 from mvcore.config_layers import read_yaml
 from mvcore.plugins import load_plugins
 from mvcore.training.optimization import learning_rate
@@ -25,7 +25,7 @@ def recipe(name: str) -> RunConfig:
         values, _ = read_yaml(path)
     for source in values["data"].values():
         source["path"] = source["path"] or "somewhere"
-    return RunConfig.model_validate(values)
+    return RunConfig.model_validate(normalised(values))
 
 
 def test_every_part_resolves_and_its_options_have_defaults() -> None:

@@ -11,20 +11,23 @@ from pydantic import Field, field_validator, model_validator
 from mvcore.config_base import Options
 
 
+def _plain_names(parts: dict[str, Any]) -> dict[str, Any]:
+    # Names become part of checkpoint keys, metric names, files and random seeds.
+    for name in parts:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} cannot be a name; use letters, digits, '_', '-' and '.'")
+    return parts
+
+
 class Part(Options):
-    """An entry that names a registered part; keys that the section does not reserve are the part's own options."""
+    """An entry that names a registered part.
+
+    Args:
+        args: the part's own options; in YAML they stand beside the keys that the section reserves.
+    """
 
     id: str
     args: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_args(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or not isinstance(values.get("args", {}), Mapping):
-            return values
-        own = {name: value for name, value in values.items() if name in cls.model_fields}
-        others = {name: value for name, value in values.items() if name not in cls.model_fields}
-        return {**own, "args": {**values.get("args", {}), **others}}
 
     @property
     def reserved(self) -> list[str]:
@@ -66,13 +69,13 @@ class LossPart(Part):
     """A loss term: its weight in the sum and the sources whose rows it gets (default: every source that fits)."""
 
     weight: float = 1.0
-    on: tuple[str, ...] | None = None
+    on: tuple[str, ...] | None = Field(default=None, min_length=1)
 
 
 class TrainerPart(Part):
     """A trainer and the sources that it works on (default: every source that fits)."""
 
-    on: tuple[str, ...] | None = None
+    on: tuple[str, ...] | None = Field(default=None, min_length=1)
 
 
 class OptimizerSettings(Options):
@@ -157,6 +160,8 @@ class ValidateSettings(Options):
     best: str | None = None
     views_per_batch: int = Field(default=256, ge=1)
 
+    _check_names = field_validator("data", "on")(_plain_names)
+
 
 class RunConfig(Options):
     """A whole run, as it stands in YAML."""
@@ -173,27 +178,7 @@ class RunConfig(Options):
     run: RunSettings = RunSettings()
     validation: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_ids(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        values = dict(values)
-        for section in ("adapters", "losses", "trainers"):
-            values[section] = _named(values.get(section) or {})
-        measured = dict(values.get("validate") or {})
-        on = measured.get("on") or {}
-        measured["on"] = _named(dict.fromkeys(on) if isinstance(on, (list, tuple)) else on)
-        return {**values, "validate": measured}
-
-    @field_validator("adapters", "data", "losses", "trainers")
-    @classmethod
-    def _plain_names(cls, parts: dict[str, Any]) -> dict[str, Any]:
-        # Names become part of checkpoint keys, metric names and random seeds.
-        for name in parts:
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise ValueError(f"{name!r} cannot be a name; use letters, digits, '_', '-' and '.'")
-        return parts
+    _check_names = field_validator("adapters", "data", "losses", "trainers")(_plain_names)
 
     @model_validator(mode="after")
     def _has_work(self) -> RunConfig:
@@ -204,7 +189,7 @@ class RunConfig(Options):
         return self
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values for YAML, without what is null."""
+        """Plain values for YAML, every key of the run's own with its value."""
         values = self.model_dump(
             mode="json", by_alias=True, exclude={"encoder", "adapters", "data", "losses", "trainers"}
         )
@@ -215,22 +200,58 @@ class RunConfig(Options):
         for section in ("adapters", "data", "losses", "trainers"):
             parts[section] = {name: part.flat() for name, part in getattr(self, section).items()}
         head = {key: values.pop(key) for key in ("plugins", "demo", "control")}
-        # A part's own null is a value (`pretrained: null`); elsewhere null is the default and says nothing.
-        return {**head, **parts, **_without_none(values), "validate": _without_none(measured)}
+        return {**head, **parts, **values, "validate": measured}
 
 
-def _named(section: Any) -> Any:
-    """Entries whose id is their own name where none is given; an empty entry is an entry without options."""
+def normalised(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested values of YAML in the form of `RunConfig`: every entry with its id, its own options under `args`.
+
+    An id defaults to the entry's name, except for data sources, which have names of their own. What is of the wrong
+    kind is left for the validation to find.
+    """
+    found = {key: value for key, value in values.items() if value is not None or key == "encoder"}
+    if "encoder" in found:
+        found["encoder"] = gathered(found["encoder"], Part)
+    sections: tuple[tuple[str, type[Part], bool], ...] = (
+        ("adapters", Part, True),
+        ("data", SourcePart, False),
+        ("losses", LossPart, True),
+        ("trainers", TrainerPart, True),
+    )
+    for key, model, named in sections:
+        if key in found:
+            found[key] = _entries(found[key], model, named)
+    measured = found.get("validate")
+    if isinstance(measured, Mapping):
+        measured = dict(measured)
+        if "data" in measured:
+            measured["data"] = _entries(measured["data"], SourcePart, named=False)
+        if "on" in measured:
+            measured["on"] = _entries(listed_entries(measured["on"]), Part, named=True)
+        found["validate"] = {key: value for key, value in measured.items() if value is not None}
+    return found
+
+
+def listed_entries(section: Any) -> Any:
+    """A list of ids as entries without options."""
+    return {str(name): {} for name in section} if isinstance(section, (list, tuple)) else section
+
+
+def _entries(section: Any, model: type[Part], named: bool) -> Any:
     if not isinstance(section, Mapping):
         return section
     return {
-        name: {"id": name, **(entry or {})} if isinstance(entry, Mapping) or entry is None else entry
+        str(name): gathered({"id": str(name), **(entry or {})} if named else entry or {}, model)
+        if isinstance(entry, Mapping) or entry is None
+        else entry
         for name, entry in section.items()
     }
 
 
-def _without_none(values: Any) -> Any:
-    """The same nested mapping without its null entries."""
-    if isinstance(values, Mapping):
-        return {key: _without_none(value) for key, value in values.items() if value is not None}
-    return values
+def gathered(entry: Any, model: type[Part]) -> Any:
+    """An entry with its own options under `args`."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("args", {}), Mapping):
+        return entry
+    own = {name: value for name, value in entry.items() if name in model.model_fields}
+    others = {name: value for name, value in entry.items() if name not in model.model_fields}
+    return {**own, "args": {**entry.get("args", {}), **others}}

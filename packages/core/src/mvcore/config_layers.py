@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mvcore.config import RunConfig
+from mvcore.config import RunConfig, listed_entries, normalised
 from mvcore.errors import ConfigError
 from mvcore.key_path import KeyPath, parse_path, show_path
 from mvcore.validation import Place, validate
@@ -22,7 +23,11 @@ PART_SECTIONS = ("adapters", "data", "losses", "trainers")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's YAML 1.1 with two rules of 1.2: `1e-4` is a number, and `on`, `off`, `yes`, `no` are words."""
+    """PyYAML's YAML 1.1 with rules of 1.2: `1e-4` is a number; `on`, `off`, `yes`, `no` and dates are words."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: quotes every word that it would take for something else."""
 
 
 _Loader.add_implicit_resolver(
@@ -33,10 +38,11 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 for _first, _resolvers in list(_Loader.yaml_implicit_resolvers.items()):
-    if _first in "yYnNoO":
-        _Loader.yaml_implicit_resolvers[_first] = [item for item in _resolvers if not item[0].endswith(":bool")]
+    unwanted = ("timestamp", "bool") if _first in "yYnNoO" else ("timestamp",)
+    _kept = [item for item in _resolvers if item[0].rpartition(":")[2] not in unwanted]
     # Integers must still be integers: their resolver has to be asked before the one for floats.
-    _Loader.yaml_implicit_resolvers[_first].sort(key=lambda item: item[0].endswith(":float"))
+    _Loader.yaml_implicit_resolvers[_first] = sorted(_kept, key=lambda item: item[0].endswith(":float"))
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 @dataclass
@@ -64,13 +70,15 @@ class Layers:
                 self._forget(here)
                 continue
             if isinstance(value, Mapping):
+                if here == ("validate", "on"):
+                    below = into[key] = listed_entries(below)
                 changed = isinstance(below, dict) and "id" in value and value["id"] != below.get("id", key)
                 if not isinstance(below, dict) or changed:
                     self._forget(here)
                     below = into[key] = {}
                 self._merge(below, value, here, sources)
             else:
-                into[key] = value
+                into[key] = copy.deepcopy(value)
             self.sources[here] = sources if isinstance(sources, str) else sources.get(here, "")
 
     def _forget(self, path: KeyPath) -> None:
@@ -92,7 +100,7 @@ class Layers:
         Raises:
             ConfigError: one line with every fault: the key, where it stands, and the nearest name.
         """
-        return validate(RunConfig, self.values, Place(written=self.written))
+        return validate(RunConfig, normalised(self.values), Place(written=self.written))
 
     def written(self, path: Sequence[str | int]) -> str:
         """The source of a key for the text of errors: nothing where it is a default."""
@@ -110,10 +118,7 @@ def parse_set(assignment: str) -> tuple[KeyPath, Any]:
     # The sign may stand inside brackets only if a name held one, and none does.
     if not equals:
         raise ConfigError(f"--set {assignment!r}: write KEY=VALUE")
-    try:
-        return parse_path(key.strip()), parse_yaml(value, f"--set {key}")[0]
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {assignment!r}: the value is not YAML") from None
+    return parse_path(key.strip()), parse_yaml(value, f"--set {key}")[0]
 
 
 def nested(path: KeyPath, value: Any) -> dict[str, Any]:
@@ -137,6 +142,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[KeyPath, str]]:
         sources: dict[KeyPath, str] = {}
         _note_lines(node, (), name, sources)
         return loader.construct_document(node), sources
+    except RecursionError:
+        raise ConfigError(f"{name}: not valid YAML: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -192,9 +199,22 @@ def _write_yaml(values: Mapping[str, Any], path: KeyPath, layers: Layers, lines:
             lines.append(f"{indent}{_scalar(key)}:")
             _write_yaml(value, here, layers, lines)
         else:
-            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}  # {layers.sources.get(here) or DEFAULT}")
+            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}  # {_source(here, layers)}")
+
+
+def _source(path: KeyPath, layers: Layers) -> str:
+    # An id that is not written is the entry's name, so it comes from where the entry does.
+    return layers.sources.get(path) or (layers.source_of(path) if path[-1] == "id" else DEFAULT)
 
 
 def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).strip()
-    return text.removesuffix("...").strip()
+    text = _dumped(value, None)
+    # YAML's own style breaks a text at its line ends, of which there are more kinds than one; quoted, they are escaped.
+    return text if len(text.splitlines()) == 1 else _dumped(value, '"')
+
+
+def _dumped(value: Any, style: str | None) -> str:
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, default_style=style, width=10**9, allow_unicode=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

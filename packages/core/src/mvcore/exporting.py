@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvcore.checkpoint import load_weights, save_weights
-from mvcore.config import Part
+from mvcore.config import Part, gathered
 from mvcore.errors import ConfigError, WeightsError
 from mvcore.loading import EXPORT, make_run_pipeline
 from mvcore.lora import merge_lora
@@ -123,7 +123,7 @@ def load_export(folder: Path, *, plain: bool = False) -> Pipeline:
     """
     try:
         about: dict[str, Any] = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        entries = {name: Part.model_validate(entry) for name, entry in about["beside"].items()}
+        entries = {name: Part.model_validate(gathered(entry, Part)) for name, entry in about["beside"].items()}
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{folder / EXPORT}: damaged: {error}") from None
     encoder = Part(id=f"core.{about['library']}", args={"model": f"local-dir:{folder.absolute()}"})

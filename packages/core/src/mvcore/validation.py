@@ -116,7 +116,8 @@ def _line(keys: Keys, findings: Sequence[ErrorDetails], model: type[BaseModel], 
     if first["type"] == "missing":
         return place.line(keys, "is missing")
     texts = (finding["msg"].removeprefix("Value error, ") for finding in findings)
-    text = " or ".join(dict.fromkeys(text[:1].lower() + text[1:] for text in texts))
+    first_text, *others = dict.fromkeys(text[:1].lower() + text[1:] for text in texts)
+    text = " or ".join([first_text, *(text.removeprefix("input should be ") for text in others)])
     # Who wrote a check's text said what the value must be; a whole mapping would bury it.
     return place.line(keys, text if isinstance(first["input"], Mapping) else f"{text}, got {first['input']!r}")
 
