@@ -73,6 +73,10 @@ class Lab:
         }
         return merge(base, changes)
 
+    def changed(self, values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The same run with other values laid over it."""
+        return merge(values, changes)
+
     def session(self, values: Mapping[str, Any]) -> Session:
         """The run with its data opened."""
         return open_session(self.config(values), load_plugins())

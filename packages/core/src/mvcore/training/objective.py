@@ -121,6 +121,7 @@ class Objective(nn.Module):
         chunks = {name: split_objects(batch, chunk_views) for name, batch in batches.items()}
         order = [(name, k) for name in chunks for k in range(len(chunks[name]))]
         held = {name: frozenset[str]().union(*(t.reads for t in whole if name in t.sources)) for name in batches}
+        held = {name: self.keys[name] if name in self.observers else keys for name, keys in held.items()}
         parts: dict[str, list[_Rows]] = {name: [] for name in chunks}
         counts: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -179,7 +180,7 @@ class Objective(nn.Module):
                 continue
             grad = value.grad if axis == "none" else value.grad[offsets[axis] : offsets[axis] + sizes[axis]]
             if rows.features[key].requires_grad:
-                total = total + (rows.features[key].float() * grad.float()).sum()
+                total = total + (_as_float32(rows.features[key]) * grad).sum()
         for axis, size in sizes.items():
             offsets[axis] += size
         return total
@@ -225,19 +226,18 @@ class Objective(nn.Module):
         if isinstance(result, Mapping):
             if "loss" not in result:
                 raise PluginError(f"loss {term.name} returned a dict without 'loss' (it has: {', '.join(result)})")
-            logged.update({f"{term.name}/{key}": value.detach() for key, value in result.items() if key != "loss"})
+            for key, value in result.items():
+                logged[f"{term.name}/{key}"] = _scalar(value, f"loss {term.name}: {key!r}").detach()
+            del logged[f"{term.name}/loss"]
             result = result["loss"]
-        if not isinstance(result, Tensor) or result.ndim != 0:
-            shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise PluginError(f"loss {term.name} returned {shape}, not a scalar tensor or a dict with one")
-        return result
+        return _scalar(result, f"loss {term.name}")
 
     def _object_sums(self, term: Term, rows: Mapping[str, _Rows]) -> dict[str, Tensor]:
         result = self._call(term, rows, gathered=False)
         if not isinstance(result, Mapping) or not {"loss", "count"} <= result.keys():
             raise PluginError(f"loss {term.name} has scope 'object' and must return {{'loss': sum, 'count': n}}")
         count = torch.as_tensor(result["count"], dtype=torch.float32, device=self.device)
-        return {"loss": result["loss"], "count": count.detach()}
+        return {"loss": _scalar(result["loss"], f"loss {term.name}"), "count": count.detach()}
 
     def _call(self, term: Term, rows: Mapping[str, _Rows], *, gathered: bool) -> Any:
         mine = _joined([rows[name] for name in term.sources if name in rows])
@@ -267,8 +267,16 @@ class Objective(nn.Module):
         )
 
 
+def _scalar(value: Any, owner: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise PluginError(f"{owner} is {found} where a scalar tensor belongs, alone or in a dict under 'loss'")
+    return value
+
+
 def _as_float32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+    """Half precision becomes float32; a model in float64 keeps it."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _joined(rows: Sequence[_Rows]) -> _Rows:
