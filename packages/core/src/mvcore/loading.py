@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from mvcore import build
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import Part
-from mvcore.errors import ConfigError, WeightsError
+from mvcore.errors import ConfigError, PluginError, WeightsError
 from mvcore.model import Model, Pipeline
+from mvcore.paths import model_and_tag
 from mvcore.plugins import load_plugins
+from mvcore.resolution import use_plugin
 from mvcore.run_folder import checkpoint_of, is_run, read_config, read_record
 from mvcore.training.assembly import frozen_digest, make_pipeline
 from mvcore.training.module import load_pipeline_state, under
@@ -71,16 +74,18 @@ def _load_plain(source: str) -> Pipeline:
         raise ConfigError(f"{source}: neither a run nor an export (it has no run.json and no {EXPORT})")
     if path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
         raise ConfigError(f"{source}: weights alone do not say their model; name the run's folder or an export")
-    model, _, pretrained = (
-        source.partition(":") if not source.startswith(("hf-hub:", "local-dir:")) else (source, "", "")
-    )
-    return make_pipeline(chosen_encoder({"model": model, "pretrained": pretrained or None}), [], seed=0)
+    model, pretrained = model_and_tag(source)
+    return make_pipeline(chosen_encoder({"model": model, "pretrained": pretrained}), [], seed=0)
 
 
 def _load_run(folder: Path, strength: float, which: str) -> Pipeline:
     if which not in ("last", "best"):
         raise ConfigError(f"which must be 'last' or 'best', not {which!r}")
     config, record = read_config(folder), read_record(folder)
+    for plugin in config.plugins:
+        # One that is gone is missed, by name, only where one of its parts is needed.
+        with suppress(PluginError):
+            use_plugin(plugin, load_plugins())
     pipeline = make_run_pipeline(config.encoder, {name: config.adapters[name] for name in record.adapters}, record.seed)
     if frozen_digest(pipeline) != record.frozen_sha256:
         raise WeightsError(

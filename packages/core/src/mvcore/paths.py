@@ -47,3 +47,11 @@ def _package_path(text: str, what: str, error: type[MvcoreError]) -> Path:
         if path.exists():
             return path
     raise error(f"{what} {text!r}: the package {package!r} has no {inside!r}")
+
+
+def model_and_tag(text: str) -> tuple[str, str | None]:
+    """`NAME:PRETRAINED` as its two parts; `hf-hub:`, `local-dir:` and `package:` begin a name and bring no tag."""
+    if text.startswith(("hf-hub:", "local-dir:", PACKAGE)):
+        return text, None
+    model, _, tag = text.partition(":")
+    return model, tag or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 from mvcore.config_layers import Layers, nested, parse_set, read_yaml
 from mvcore.errors import ConfigError
 from mvcore.key_path import show_path
-from mvcore.plugins import Registered, Registry, recipe_path
-from mvcore.specs import STATE
-from mvcore.suggest import did_you_mean
+from mvcore.paths import model_and_tag
+from mvcore.plugins import PluginRecord, Registered, Registry, recipe_path
+from mvcore.suggest import did_you_mean, listed
 
 DEMO = "demo"
 
@@ -62,8 +63,8 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         PluginError: an unknown plugin or recipe.
     """
     layers, notes = Layers(), list[str]()
-    names = [_plugin_name(plugin, registry) for plugin in request.plugins]
-    recipes = _recipes(request, names, registry)
+    records = [use_plugin(plugin, registry) for plugin in request.plugins]
+    recipes = _recipes(request, [record.name for record in records], registry)
     if not recipes and request.file is None:
         raise ConfigError(
             "nothing to run: name a plugin (--plugin ovt), a recipe (--recipe core.pretrain) or a YAML file"
@@ -73,20 +74,14 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         notes.append(f"recipe {found.id}")
     if request.file is not None:
         layers.merge(*read_yaml(request.file))
-    if names:
-        layers.merge({"plugins": sorted({*layers.values.get("plugins", ()), *names})}, "--plugin")
+    _set_plugins(layers, records, registry)
     if request.encoder is not None:
-        model, _, tag = request.encoder.partition(":") if "-dir:" not in request.encoder else (request.encoder, "", "")
-        layers.merge({"encoder": {"model": model, "pretrained": tag or None}}, "--encoder")
+        model, tag = model_and_tag(request.encoder)
+        layers.merge({"encoder": {"id": "core.open_clip", "model": model, "pretrained": tag}}, "--encoder")
     if request.data is not None:
         _set_data(layers, request.data)
     if request.validate is not None:
-        name = request.validate.rpartition("#")[2] if "#" in request.validate else "validation"
-        entry = {"id": "data.views", **_place(request.validate)}
-        first = next(iter((layers.values.get("data") or {}).values()), {})
-        if first.get("image_size") is not None:
-            entry["image_size"] = first["image_size"]
-        layers.merge({"validate": {"data": {name: entry}}}, "--validate")
+        _set_validation(layers, request.validate)
     layers.merge(request.flags, "flag")
     _set_losses(layers, request, registry, notes)
     for assignment in request.assignments:
@@ -95,11 +90,36 @@ def resolve(request: Request, registry: Registry) -> Resolved:
     return Resolved(layers, notes)
 
 
-def _plugin_name(plugin: str, registry: Registry) -> str:
-    """The plugin's name; a file or module is loaded first."""
-    if plugin.endswith(".py") or "/" in plugin:
-        return registry.load_file(plugin).name
-    return registry.plugin(plugin).name
+def use_plugin(plugin: str, registry: Registry) -> PluginRecord:
+    """The plugin of a name, Python file or module; a file or module is loaded unless it has been.
+
+    Raises:
+        PluginError: there is none, or it cannot be used.
+    """
+    if not plugin.endswith(".py") and not set("/.") & set(plugin):
+        return registry.plugin(plugin)
+    source = str(Path(plugin).expanduser().resolve()) if plugin.endswith(".py") else plugin
+    known = [record for record in registry.records if record.source == source and record.status == "ok"]
+    return known[0] if known else registry.load_file(plugin)
+
+
+def _set_plugins(layers: Layers, records: Sequence[PluginRecord], registry: Registry) -> None:
+    """Lists the plugins that were named; a file by its path, so that the run can be told again by its configuration."""
+    written = layers.values.get("plugins") or []
+    if not isinstance(written, list) or not all(isinstance(name, str) for name in written):
+        return  # for the validation to find
+    for name in written:
+        use_plugin(name, registry)
+    named = [record.name if record.distribution else record.source for record in records]
+    if named:
+        layers.merge({"plugins": list(dict.fromkeys([*written, *named]))}, "--plugin")
+
+
+def section_of(values: Any, *path: str) -> dict[str, Any]:
+    """The mapping at a path of keys, or an empty one; what is no mapping is left for the validation to find."""
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
 
 
 def _recipes(request: Request, names: Sequence[str], registry: Registry) -> list[Registered]:
@@ -116,8 +136,18 @@ def _recipes(request: Request, names: Sequence[str], registry: Registry) -> list
         has_recipes = any(entry.plugin == name for entry in registry.specs("recipe").values())
         if not has_recipes and (request.file is not None or len(names) > 1):
             continue  # a plugin of parts only, used by the file or by the other plugins' recipes
-        found.append(registry.recipe(name, None if own else DEMO))
+        found.append(registry.recipe(name, None if own else _demo(name, registry)))
     return found
+
+
+def _demo(plugin: str, registry: Registry) -> str:
+    names = [entry.spec.name for entry in registry.specs("recipe").values() if entry.plugin == plugin]
+    if names and DEMO not in names:
+        raise ConfigError(
+            f"plugin {plugin!r} has no demo: name your data with --data STORE, or a recipe with --recipe (it has: "
+            f"{listed(names)})"
+        )
+    return DEMO
 
 
 def _merge_recipe(layers: Layers, recipe: Registered) -> None:
@@ -158,81 +188,123 @@ def _place(text: str) -> dict[str, Any]:
 
 def _set_data(layers: Layers, data: str) -> None:
     """Puts the user's data into the first source, and where a recipe asks for data to measure on."""
-    sources = layers.values.get("data") or {}
+    sources = section_of(layers.values, "data")
     if not sources:
         layers.merge({"data": {"data": {"id": "data.views", **_place(data)}}}, "--data")
         return
     layers.merge({"data": {next(iter(sources)): _place(data)}}, "--data")
-    measured = (layers.values.get("validate") or {}).get("data") or {}
-    asking = {name: _place(data) for name, entry in measured.items() if entry.get("path", "") is None}
+    asking = [name for name, entry in section_of(layers.values, "validate", "data").items() if _asks_for_data(entry)]
     if asking:
-        layers.merge({"validate": {"data": asking}}, "--data")
+        layers.merge({"validate": {"data": {name: _place(data) for name in asking}}}, "--data")
+
+
+def _set_validation(layers: Layers, data: str) -> None:
+    name = data.rpartition("#")[2] if "#" in data else "validation"
+    entry = {"id": "data.views", **_place(data)}
+    sources = section_of(layers.values, "data")
+    size = section_of(sources, next(iter(sources), "")).get("image_size")
+    if size is not None:
+        entry["image_size"] = size
+    layers.merge({"validate": {"data": {name: entry}}}, "--validate")
+
+
+def _asks_for_data(entry: Any) -> bool:
+    """A recipe marks with `path: null` what the user must bring."""
+    return isinstance(entry, Mapping) and "path" in entry and entry["path"] is None
 
 
 def _drop_sources_without_data(layers: Layers, notes: list[str]) -> None:
-    """A recipe marks with `path: null` what the user must bring; the first source is required, the others are not."""
-    sources = layers.values.get("data") or {}
-    for number, (name, entry) in enumerate(list(sources.items())):
-        if isinstance(entry, Mapping) and "path" in entry and entry["path"] is None:
-            if number == 0:
-                raise ConfigError(
-                    f"data[{name}] has no path: name your data with --data, or --set 'data[{name}].path=...'"
-                )
-            del sources[name]
-            for loss in (layers.values.get("losses") or {}).values():
-                if isinstance(loss, dict) and name in (loss.get("on") or ()):
-                    loss["on"] = [other for other in loss["on"] if other != name]
-            notes.append(f"without source {name}, which was given no path (--set 'data[{name}].path=...')")
-    validate = layers.values.get("validate") or {}
-    for name, entry in list((validate.get("data") or {}).items()):
-        if isinstance(entry, Mapping) and "path" in entry and entry["path"] is None:
-            del validate["data"][name]
-            notes.append(f"without measuring on {name}, which was given no path")
+    """The first source is required, the others are not; nor is what only a source that is left out could feed."""
+    sources = section_of(layers.values, "data")
+    for number, name in enumerate([*sources]):
+        if not _asks_for_data(sources[name]):
+            continue
+        if number == 0:
+            key = f"{show_path(('data', name))}.path"
+            raise ConfigError(f"{key} is null: name your data with --data STORE, or --set '{key}=STORE'")
+        del sources[name]
+        notes.append(f"without source {name}, which was given no path (--set '{show_path(('data', name))}.path=...')")
+        for kind in ("losses", "trainers"):
+            _drop_readers(section_of(layers.values, kind), name, kind, notes)
+    measured = section_of(layers.values, "validate", "data")
+    for name in [name for name, entry in measured.items() if _asks_for_data(entry)]:
+        del measured[name]
+        notes.append(f"without measuring on {name}, which was given no path")
+
+
+def _drop_readers(parts: dict[str, Any], source: str, kind: str, notes: list[str]) -> None:
+    for name, entry in list(parts.items()):
+        on = entry.get("on") if isinstance(entry, dict) else None
+        if not isinstance(on, list) or source not in on:
+            continue
+        entry["on"] = [other for other in on if other != source]
+        if not entry["on"]:
+            del parts[name]
+            notes.append(f"without {show_path((kind, name))}, which works on {source} alone")
 
 
 def _set_losses(layers: Layers, request: Request, registry: Registry, notes: list[str]) -> None:
-    wanted: dict[str, float] = {}
-    for text in request.losses:
-        loss, equals, weight = text.partition("=")
-        try:
-            wanted[loss] = float(weight) if equals else 1.0
-        except ValueError:
-            raise ConfigError(f"--loss {text!r}: the weight must be a number, as --loss ovt.vc=0.5") from None
-    losses = layers.values.setdefault("losses", {})
+    losses = section_of(layers.values, "losses")
+    wanted = dict(_loss_and_weight(text, losses) for text in request.losses)
     if request.only_losses:
         if not wanted:
             raise ConfigError("--only-losses keeps the losses named by --loss, and none is named")
-        for loss in [name for name in losses if name not in wanted]:
-            layers.merge({"losses": {loss: None}}, "--only-losses")
-    for loss, weight in wanted.items():
-        present = loss in layers.values["losses"]
-        if weight == 0:
-            if not present:
-                raise ConfigError(f"--loss {loss}=0: there is no such loss to drop{did_you_mean(loss, list(losses))}")
-            layers.merge({"losses": {loss: None}}, "--loss")
-            notes.append(f"loss {loss} dropped (--loss {loss}=0)")
-            continue
-        layers.merge({"losses": {loss: {"weight": weight}}}, "--loss")
-        if not present:
-            _pull_in(layers, registry.spec("loss", loss), registry, notes)
+        for name in [name for name in losses if name not in wanted]:
+            layers.merge({"losses": {name: None}}, "--only-losses")
+    for name, weight in wanted.items():
+        if weight != 0:
+            added = name not in losses
+            layers.merge({"losses": {name: {"weight": weight}}}, "--loss")
+            if added:
+                _pull_in(layers, registry.spec("loss", name), registry, notes)
+        elif name in losses:
+            layers.merge({"losses": {name: None}}, "--loss")
+            notes.append(f"loss {name} dropped (--loss {name}=0)")
+        else:
+            raise ConfigError(
+                f"--loss {name}=0: there is no such loss to drop{did_you_mean(name, losses)} (there are: "
+                f"{listed(losses)})"
+            )
+
+
+def _loss_and_weight(text: str, losses: Mapping[str, Any]) -> tuple[str, float]:
+    """`id=weight` as the name that the loss has in the run, and its weight."""
+    loss, equals, weight = text.partition("=")
+    try:
+        value = float(weight) if equals else 1.0
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"--loss {text!r}: the weight must be a number, as --loss ovt.vc=0.5")
+    named = [name for name, entry in losses.items() if isinstance(entry, Mapping) and entry.get("id", name) == loss]
+    return (named[0] if loss not in losses and len(named) == 1 else loss), value
 
 
 def _pull_in(layers: Layers, loss: Registered, registry: Registry, notes: list[str]) -> None:
-    """Takes from an added loss's own plugin what supplies a missing need: trainers and adapters, nothing else."""
-    missing = {key for key in loss.spec.needs if key.startswith(STATE)}
+    """Takes from an added loss's own plugin what supplies a missing need: trainers and adapters, nothing else.
+
+    What would replace a feature that the run has already is not taken, nor are the recipe's own sources.
+    """
     recipes = [entry for entry in registry.specs("recipe").values() if entry.plugin == loss.plugin]
     recipes.sort(key=lambda entry: (not entry.spec.default, entry.spec.name != DEMO))
-    for section, part in (("trainers", "trainer"), ("adapters", "encoder")):
-        for recipe in recipes[:1]:
-            values, _ = read_yaml(recipe_path(recipe))
-            for name, entry in (values.get(section) or {}).items():
-                spec = registry.spec(part, (entry or {}).get("id", name)).spec
-                gives = (
-                    missing & set(spec.provides) if section == "trainers" else set(spec.provides) & set(loss.spec.needs)
-                )
-                own_key = section == "trainers" or all("." in key for key in gives)
-                if gives and own_key and name not in (layers.values.get(section) or {}):
-                    layers.merge({section: {name: entry or {}}}, f"recipe {recipe.id}")
-                    notes.append(
-                        f"{section[:-1]} {name} from recipe {recipe.id}: {loss.id} needs {', '.join(sorted(gives))}"
-                    )
+    if not recipes:
+        return
+    values, _ = read_yaml(recipe_path(recipes[0]))
+    source = f"recipe {recipes[0].id}"
+    for section, kind in (("trainers", "trainer"), ("adapters", "encoder")):
+        present = section_of(layers.values, section)
+        for name, entry in section_of(values, section).items():
+            spec = registry.spec(kind, (entry or {}).get("id", name)).spec
+            gives = {key for key in loss.spec.needs & set(spec.provides) if "." in key}
+            if not gives or name in present or gives & _given(present, kind, registry):
+                continue
+            own = {key: value for key, value in (entry or {}).items() if key != "on"}
+            layers.merge({section: {name: own}}, source)
+            notes.append(f"{section[:-1]} {name} from {source}: {loss.id} needs {listed(gives)}")
+
+
+def _given(present: Mapping[str, Any], kind: str, registry: Registry) -> set[str]:
+    """The keys that the run's own parts of a kind provide."""
+    known = registry.specs(kind)
+    ids = [entry.get("id", name) if isinstance(entry, Mapping) else name for name, entry in present.items()]
+    return {key for part_id in ids if part_id in known for key in known[part_id].spec.provides}

@@ -21,6 +21,7 @@ from mvcore.loading import apply_weights
 from mvcore.model import Model, Pipeline
 from mvcore.plugins import Registry
 from mvcore.report.tables import Comparison, compare, save_comparison
+from mvcore.resolution import use_plugin
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
 from mvcore.training.fit import fit, prepare
@@ -63,8 +64,9 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     Raises:
         MvcoreError: what does not, before any weight is loaded.
     """
+    named = {use_plugin(plugin, registry).name for plugin in config.plugins}
     blueprint = choose(config, registry, written)
-    registry.warn_about_broken(blueprint.plugins | set(config.plugins))
+    registry.warn_about_broken(blueprint.plugins | named)
     sources, measured = open_sources(blueprint)
     planned = plan(blueprint, sources, registry)
     _ask_plugins(planned, registry)
