@@ -31,7 +31,7 @@ def quiet_console() -> Console:
 
 
 def merge(into: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with others laid over them; None removes a key of a part's mapping."""
+    """Nested values with others laid over them."""
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             merge(into[key], value)

@@ -302,7 +302,7 @@ def test_the_gradient_cache_draws_dropout_alike_in_both_passes(lab: Lab, tmp_pat
             rows[name] = _joined(parts)
         total = objective.evaluate(rows, objective.terms).total
         total.backward()
-        return total
+        return total.detach()
 
     total, wanted = stepped(training, reference)
     assert float(cached.total) == pytest.approx(float(total), rel=1e-9)
@@ -614,7 +614,7 @@ def test_consistency_from_the_steps_embeddings_equals_a_second_pass(lab: Lab, tm
         views = training.pipeline(chosen, frozenset({"view"})).view
         loss = viewpoint_consistency(views, state["ovt.anchors"][batch.object_of_view[mask]], margin=0.3)
         loss.backward()
-        return loss
+        return loss.detach()
 
     again, wanted = stepped(training, second_pass)
     assert float(outcome.total) == pytest.approx(float(again), rel=1e-9)

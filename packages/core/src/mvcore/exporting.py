@@ -124,8 +124,8 @@ def load_export(folder: Path, *, plain: bool = False) -> Pipeline:
     try:
         about: dict[str, Any] = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         entries = {name: Part.model_validate(gathered(entry, Part)) for name, entry in about["beside"].items()}
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{folder / EXPORT}: damaged: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{folder / EXPORT}: damaged: {' '.join(str(error).split())}") from None
     encoder = Part(id=f"core.{about['library']}", args={"model": f"local-dir:{folder.absolute()}"})
     pipeline = make_run_pipeline(encoder, {} if plain else entries, seed=0)
     if entries and not plain:

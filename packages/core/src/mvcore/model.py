@@ -177,6 +177,8 @@ class Model:
         """(T, D) vectors of T texts."""
         if isinstance(texts, str):
             texts = [texts]
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError("a text must be a str, and texts a list of them")
         # A text needs no view; one object without captions' images keeps the batch's layout valid.
         batch = ViewBatch.make(
             [1],
@@ -195,6 +197,8 @@ class Model:
 
         The model's `object` feature where it has one, else the mean of the unit vectors of the object's views.
         """
+        if not len(objects):
+            raise ConfigError("no object given")
         counts = [len(views) for views in objects]
         prepared = torch.cat([self._prepare(views) for views in objects])
         if "object" in self.pipeline.provides:
@@ -218,9 +222,13 @@ class Model:
         size = self.backbone.image_size
         prepared: list[Tensor] = []
         for image in images:
-            pixels = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
-            if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-                raise ConfigError(f"an image must be (H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
+            if not isinstance(image, (np.ndarray, Tensor)):
+                raise ConfigError(f"an image must be an array or tensor of (H, W, 3) uint8, not a {type(image).__name__}")
+            if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[2] != 3:
+                raise ConfigError(f"an image must be (H, W, 3) uint8, not {tuple(image.shape)} {image.dtype}")
+            if 0 in image.shape:
+                raise ConfigError(f"an image must have pixels; this one is {tuple(image.shape)}")
+            pixels = torch.as_tensor(np.array(image, order="C") if isinstance(image, np.ndarray) else image)
             pixels = pixels.permute(2, 0, 1)
             if size is not None and pixels.shape[1:] != (size, size):
                 pixels = v2.functional.resize(pixels, [size], v2.InterpolationMode.BICUBIC, antialias=True)

@@ -110,8 +110,10 @@ def checkpoint_of(folder: Path, which: Literal["best", "last"] = "last") -> Path
     try:
         pointer: dict[str, Any] = json.loads((folder / POINTER).read_text(encoding="utf-8"))
         name = pointer.get(which) or pointer["last"]
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
         raise DataError(f"{folder}: no checkpoint was saved; train it again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder / POINTER}: damaged; it must name the checkpoint to load as 'last'") from None
     path = folder / "checkpoints" / Path(str(name)).name
     if not path.is_dir():
         raise DataError(f"{folder}: its checkpoint {name} is gone")
