@@ -16,6 +16,7 @@ import torch
 import yaml
 from mvcore.api import Features, ViewBatch, build
 from mvcore.cli import main as cli
+from mvcore_data.demo import store_path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -154,3 +155,13 @@ def test_the_site_lists_every_page():
     assert sorted(pages(navigation)) == sorted(
         str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")
     )
+
+
+def test_the_first_run_counts_the_demonstration_set_right():
+    index = json.loads((store_path() / "index.json").read_text(encoding="utf-8"))
+    total = sum(shard["objects"] for shard in index["shards"])
+    views = sum(shard["views"] for shard in index["shards"]) // total
+    train, test = (len(index["splits"][name]) for name in ("train", "test"))
+    text = " ".join((ROOT / "docs/tutorials/first-run.md").read_text(encoding="utf-8").split())
+    assert f"{train} of {total} procedural objects, each seen from {views} known viewpoints" in text
+    assert f"on {test} objects that no training saw" in text
