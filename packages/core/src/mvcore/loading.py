@@ -13,7 +13,7 @@ from torch import Tensor
 from mvcore import build
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import Part
-from mvcore.errors import ConfigError, PluginError, WeightsError
+from mvcore.errors import ConfigError, DataError, PluginError, WeightsError
 from mvcore.model import Model, Pipeline
 from mvcore.paths import model_and_tag
 from mvcore.plugins import load_plugins
@@ -55,7 +55,10 @@ def load(
         pipeline = load_export(path)
     else:
         pipeline = _load_plain(str(source))
-    pipeline.eval().requires_grad_(False)
+    pipeline.eval()
+    # Adapters keep their marks: an export must know what was trained in those that it cannot merge.
+    for _, parameter in pipeline.backbone_parameters():
+        parameter.requires_grad_(False)
     return Model(pipeline, name=str(source)).to(device)
 
 
@@ -72,9 +75,9 @@ def _load_plain(source: str) -> Pipeline:
     path = Path(source).expanduser()
     if path.is_dir():
         raise ConfigError(f"{source}: neither a run nor an export (it has no run.json and no {EXPORT})")
-    if path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
-        raise ConfigError(f"{source}: weights alone do not say their model; name the run's folder or an export")
     model, pretrained = model_and_tag(source)
+    if pretrained is None and path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
+        raise ConfigError(f"{source}: weights alone do not say their model; name the run's folder or an export")
     return make_pipeline(chosen_encoder({"model": model, "pretrained": pretrained}), [], seed=0)
 
 
@@ -86,6 +89,9 @@ def _load_run(folder: Path, strength: float, which: str) -> Pipeline:
         # One that is gone is missed, by name, only where one of its parts is needed.
         with suppress(PluginError):
             use_plugin(plugin, load_plugins())
+    unknown = [name for name in record.adapters if name not in config.adapters]
+    if unknown:
+        raise DataError(f"{folder}: its record names the adapter {unknown[0]!r}, which its configuration has not")
     pipeline = make_run_pipeline(config.encoder, {name: config.adapters[name] for name in record.adapters}, record.seed)
     if frozen_digest(pipeline) != record.frozen_sha256:
         raise WeightsError(
