@@ -369,8 +369,12 @@ def test_all_faults_are_told_at_once():
             PluginError,
             "1.yaml:1: losses[ovt.lora].id: 'ovt.lora' is no loss: it is an encoder",
         ),
-        ("adapters: {core.open_clip: {}}", ConfigError, "adapters[core.open_clip]: core.open_clip is a backbone; name"),
-        ("encoder: {id: ovt.lora}", ConfigError, "encoder: ovt.lora is an adapter; name it under adapters"),
+        ("adapters: {core.open_clip: {}}", ConfigError, "1.yaml:1: adapters[core.open_clip].id: core.open_clip is a b"),
+        (
+            "encoder: {id: ovt.lora}",
+            ConfigError,
+            "1.yaml:1: encoder.id: ovt.lora is an adapter; name it under",
+        ),
     ],
 )
 def test_a_parts_id_and_options_are_checked_with_their_place(yaml, error, line):

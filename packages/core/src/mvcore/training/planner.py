@@ -7,20 +7,20 @@ come before any weight is loaded, so an impossible run is refused in a moment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel
 
 from mvcore import build
-from mvcore.config import Part, RunConfig, SourcePart
+from mvcore.config import Part, RunConfig
 from mvcore.errors import ConfigError, PluginError
 from mvcore.key_path import show_path
 from mvcore.model import features_in, walk_back
 from mvcore.plugins import Registered, Registry
-from mvcore.specs import BATCH_FIELDS, STATE, EncoderSpec, LossSpec, TrainerSpec
-from mvcore.suggest import did_you_mean
+from mvcore.specs import BATCH_FIELDS, STATE, LossSpec, TrainerSpec
+from mvcore.suggest import did_you_mean, listed
 from mvcore.validation import Place, Written, nowhere
 
 _FIELD_BEHIND = {"text": "captions", "view": "images", "dense": "images", "object": "images"}
@@ -29,13 +29,14 @@ _FIELD_BEHIND = {"text": "captions", "view": "images", "dense": "images", "objec
 
 @dataclass(frozen=True)
 class Chosen:
-    """A part of the run: its name there, its spec, its validated options, and what these say it reads and gives."""
+    """A part of the run: its name there, its spec, its options, what these say it reads and gives, and its place."""
 
     name: str
     registered: Registered
     options: BaseModel | None
     needs: frozenset[str]
     provides: frozenset[str]
+    place: Place = field(default_factory=Place)
 
     @property
     def id(self) -> str:
@@ -126,7 +127,7 @@ def choose(config: RunConfig, registry: Registry, written: Written = nowhere) ->
             raise PluginError(place.line(["id"], str(error))) from error
         options = build.options(registered, part.args, place)
         needs, provides = build.needs_of(registered, options), build.provides_of(registered, options)
-        return Chosen(name, registered, options, needs, provides)
+        return Chosen(name, registered, options, needs, provides, place)
 
     def section(kind: str, parts: Mapping[str, Part], *path: str) -> tuple[Chosen, ...]:
         return tuple(chosen(kind, name, part, *path, name) for name, part in parts.items())
@@ -146,15 +147,16 @@ def choose(config: RunConfig, registry: Registry, written: Written = nowhere) ->
 
 
 def _check_kinds(blueprint: Blueprint) -> None:
-    encoder: EncoderSpec = blueprint.encoder.spec
-    if encoder.kind != "backbone":
-        raise ConfigError(f"encoder: {blueprint.encoder.id} is an adapter; name it under adapters")
+    encoder = blueprint.encoder
+    if encoder.spec.kind != "backbone":
+        raise ConfigError(encoder.place.line(["id"], f"{encoder.id} is an adapter; name it under adapters"))
     for adapter in blueprint.adapters:
         if adapter.spec.kind != "adapter":
-            raise ConfigError(f"adapters[{adapter.name}]: {adapter.id} is a backbone; name it under encoder")
-    replacing = [part.name for part in blueprint.trainers if part.spec.replaces_step]
+            raise ConfigError(adapter.place.line(["id"], f"{adapter.id} is a backbone; name it under encoder"))
+    replacing = [part for part in blueprint.trainers if part.spec.replaces_step]
     if len(replacing) > 1:
-        raise ConfigError(f"trainers {' and '.join(replacing)} both replace the training step; keep one")
+        text = f"it replaces the training step, as {replacing[0].place.name} does; keep one"
+        raise ConfigError(replacing[1].place.line([], text))
 
 
 def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) -> Plan:
@@ -177,40 +179,41 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
     )
     publishers = {key: term for term in planned_trainers for key in term.part.provides}
     _check_state(active, publishers, registry)
-    losses = tuple(
-        PlannedTerm(
-            part,
-            _sources_for(part, blueprint, datasets, blueprint.config.losses[part.name].on, publishers),
-            blueprint.config.losses[part.name].weight,
-        )
-        for part in active
-    )
-    wanted = frozenset[str]().union(*(part.reads for part in (*active, *trainers, *blueprint.evaluators)))
-    needed, asked = walk_back(blueprint.adapters, wanted)
-    _check_features(
-        asked - blueprint.encoder.provides, (*active, *trainers, *blueprint.evaluators), blueprint, registry
-    )
+
+    def term(part: Chosen) -> PlannedTerm:
+        settings = blueprint.config.losses[part.name]
+        sources = _sources_for(part, blueprint, datasets, settings.on, publishers)
+        return PlannedTerm(part, sources, settings.weight)
+
+    terms = [term(part) for part in blueprint.losses]
+    losses = tuple(term for term in terms if term.weight != 0)
+    readers = (*active, *trainers, *blueprint.evaluators)
+    needed, asked = walk_back(blueprint.adapters, frozenset[str]().union(*(part.reads for part in readers)))
+    _check_features(asked - blueprint.encoder.provides, readers, blueprint, registry)
+    for name in datasets:
+        # A loss of weight 0 counts: the control of a run keeps its data.
+        if not any(name in term.sources for term in terms):
+            text = "no loss reads this source; drop it, or name it in a loss's `on`"
+            raise ConfigError(blueprint.sources[name].place.line([], text))
     keys = {
         name: frozenset[str]().union(
             *(term.part.reads for term in (*losses, *planned_trainers) if name in term.sources)
         )
         for name in datasets
     }
-    idle = [name for name in datasets if not any(name in term.sources for term in losses)]
-    if idle:
-        raise ConfigError(f"data[{idle[0]}]: no loss reads this source; drop it, or name it in a loss's `on`")
     adapters = tuple(part for part in blueprint.adapters if not part.provides or part in needed)
     return Plan(blueprint, adapters, losses, planned_trainers, keys)
 
 
 def _lacking(part: Chosen, name: str, blueprint: Blueprint, dataset: Any) -> list[str]:
     """What a source lacks for a part: batch fields, those behind the features that it reads, and the sampling."""
-    fields = {key for key in part.needs if key in BATCH_FIELDS}
-    fields |= {_FIELD_BEHIND[key] for key in part.reads & _FIELD_BEHIND.keys() & blueprint.encoder.provides}
+    adapters, asked = walk_back(blueprint.adapters, part.reads)
+    fields = {key for reader in (part, *adapters) for key in reader.needs if key in BATCH_FIELDS}
+    fields |= {_FIELD_BEHIND[key] for key in asked & _FIELD_BEHIND.keys() & blueprint.encoder.provides}
     lacking = sorted(fields - dataset.provides)
     spec = part.spec
-    if isinstance(spec, TrainerSpec) and spec.indexed and "object_ids" not in dataset.provides:
-        lacking.append("object ids")
+    if isinstance(spec, TrainerSpec) and spec.indexed and "object_ids" not in {*dataset.provides, *lacking}:
+        lacking.append("object_ids")
     if isinstance(spec, LossSpec) and spec.sampling not in ("any", blueprint.config.data[name].sampling):
         lacking.append(f"sampling: {spec.sampling}")
     return lacking
@@ -225,24 +228,23 @@ def _sources_for(
 ) -> tuple[str, ...]:
     """The sources named in `on`, each checked, or all that fit; a loss stays where its published state is."""
     lacking = {name: _lacking(part, name, blueprint, dataset) for name, dataset in datasets.items()}
-    for key in part.needs & publishers.keys():
+    for key in sorted(part.needs & publishers.keys()):
         for name in datasets.keys() - set(publishers[key].sources):
-            lacking[name].append(key)
+            lacking[name].append(f"{key} (trainer {publishers[key].part.name} does not work on it)")
+    for name in on or ():
+        if name not in datasets:
+            near = did_you_mean(name, datasets)
+            text = f"{name!r} is no source of this run{near} (there are: {listed(datasets)})"
+            raise ConfigError(part.place.line(["on"], text))
+        if lacking[name]:
+            text = f"source {name!r} lacks {', '.join(lacking[name])}, which {part.id} needs"
+            raise ConfigError(part.place.line(["on"], text))
     if on is not None:
-        for name in on:
-            if name not in datasets:
-                raise ConfigError(
-                    f"{part.name}: on names {name!r}, which is no source{did_you_mean(name, list(datasets))}"
-                )
-            if lacking[name]:
-                raise ConfigError(
-                    f"{part.name}: source {name!r} lacks {', '.join(lacking[name])}, which {part.id} needs"
-                )
-        return on
+        return tuple(dict.fromkeys(on))
     fitting = tuple(name for name in datasets if not lacking[name])
     if not fitting:
         reasons = "; ".join(f"{name} lacks {', '.join(what)}" for name, what in lacking.items())
-        raise ConfigError(f"{part.name}: no source of this run has what {part.id} needs: {reasons}")
+        raise ConfigError(part.place.line([], f"no source of this run has what {part.id} needs: {reasons}"))
     return fitting
 
 
@@ -251,25 +253,21 @@ def _check_state(losses: Iterable[Chosen], published: Mapping[str, Any], registr
         for key in sorted(key for key in loss.needs if key.startswith(STATE) and key not in published):
             givers = [id for id, entry in registry.specs("trainer").items() if key in _spec_provides(entry)]
             advice = f"; {' or '.join(givers)} publishes it: name it under trainers" if givers else ""
-            raise ConfigError(f"{loss.name} needs {key}, which no trainer of this run publishes{advice}")
+            raise ConfigError(
+                loss.place.line([], f"{loss.id} needs {key}, which no trainer of this run publishes{advice}")
+            )
 
 
 def _check_features(missing: frozenset[str], parts: Iterable[Chosen], blueprint: Blueprint, registry: Registry) -> None:
     for key in sorted(missing):
-        reader = next((part.name for part in parts if key in part.reads), None)
-        reader = reader or next((part.name for part in blueprint.adapters if key in part.reads), "the run")
+        # The adapters come last: one of them is named where no part reads the key by itself.
+        reader = next(part for part in (*parts, *blueprint.adapters) if key in part.reads)
         givers = sorted(id for id, entry in registry.specs("encoder").items() if key in _spec_provides(entry))
-        advice = f"; it is given by {', '.join(givers)}" if givers else "; no installed plugin gives it"
-        has = ", ".join(sorted(blueprint.encoder.provides))
-        raise ConfigError(
-            f"{reader} needs the feature {key!r}, which {blueprint.encoder.id} lacks (it gives {has}){advice}"
-        )
+        advice = f"it is given by {', '.join(givers)}" if givers else "no installed plugin gives it"
+        encoder = blueprint.encoder
+        text = f"{reader.id} needs the feature {key!r}, which {encoder.id} lacks (it gives {listed(encoder.provides)})"
+        raise ConfigError(reader.place.line([], f"{text}; {advice}"))
 
 
 def _spec_provides(entry: Registered) -> Iterable[str]:
     return getattr(entry.spec, "provides", ())
-
-
-def source_settings(config: RunConfig, name: str) -> SourcePart:
-    """The settings of a training or validation source."""
-    return config.data[name] if name in config.data else config.validation.data[name]
