@@ -206,6 +206,14 @@ def test_a_crash_goes_on_from_the_last_checkpoint(lab: Lab, whole: tuple[Trainin
     same_run(folder, whole[1])
 
 
+def test_resuming_at_the_last_step_changes_nothing(lab: Lab, whole: tuple[Training, Path], tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(whole[1], tmp_path / "run"))
+    lab.fit(lab.values(), folder, resume=final(folder))
+    same_run(folder, whole[1])
+
+
 def test_mining_happens_exactly_once_an_epoch(lab: Lab, whole: tuple[Training, Path], tmp_path: Path) -> None:
     assert whole[0].trainers[0].times_mined == 3  # epochs of 4 steps: 10 steps begin three
     folder = tmp_path / "run"

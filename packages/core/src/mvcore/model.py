@@ -223,7 +223,7 @@ class Model:
         prepared: list[Tensor] = []
         for image in images:
             if not isinstance(image, (np.ndarray, Tensor)):
-                raise ConfigError(f"an image must be an array or tensor of (H, W, 3) uint8, not a {type(image).__name__}")
+                raise ConfigError(f"an image must be an array of (H, W, 3) uint8, not a {type(image).__name__}")
             if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[2] != 3:
                 raise ConfigError(f"an image must be (H, W, 3) uint8, not {tuple(image.shape)} {image.dtype}")
             if 0 in image.shape:

@@ -100,7 +100,7 @@ def _run_seeds(session: Session, layers: Layers, folder: Path, seeds: Sequence[i
         seeded = session.with_seed(seed)
         try:
             results.append(run(seeded, own, to_yaml(layers, seeded.config), console, label))
-        except Interrupted:
+        except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {folder}") from None
         _draw(own)
     report(results, folder, console, demo=demo)

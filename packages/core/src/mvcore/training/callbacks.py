@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import time
@@ -23,8 +24,8 @@ CHECKPOINTS = "checkpoints"
 class Meter(Callback):
     """Gathers each step's terms on the device and hands their means to the loggers every few steps.
 
-    Reading them is the only device sync, and the moment at which terms are checked to be finite. What was gathered since
-    the last row is part of a checkpoint, so that a resumed run writes the same rows.
+    Reading them is the only device sync, and the moment at which terms are checked to be finite. What was gathered
+    since the last row is part of a checkpoint, so that a resumed run writes the same rows.
 
     Args:
         every: steps between rows.
@@ -142,7 +143,7 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         loop = trainer.fit_loop
         if loop.restarted_mid_epoch and loop.epoch_loop.batch_progress.is_last_batch:
-            # Saved after an epoch's last batch: Lightning goes on with the next epoch, but would not say that it starts.
+            # Saved after an epoch's last batch: Lightning goes on with the next one, but would not say that it starts.
             loop.reset_restart_stage()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -188,18 +189,19 @@ class Checkpoints(Callback):
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C ends the run after the step in progress, so that what is saved is whole; a second one ends it at once."""
+    """Ctrl-C (or SIGTERM, as schedulers send it) ends the run after the step in progress, so that what is saved is
+    whole; a second one ends it at once.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.stopped = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        try:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        except ValueError:  # not the main thread: the host program decides about signals
-            self._before = None
+        # Elsewhere than in the main thread the host program decides about signals.
+        with contextlib.suppress(ValueError):
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, frame: Any) -> None:
         if self.stopped:
@@ -218,9 +220,9 @@ class StopOnSignal(Callback):
         self._restore()
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
 
 class Measure(Callback):

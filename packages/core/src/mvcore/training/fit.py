@@ -175,12 +175,11 @@ def fit(
     with quiet(), _device_errors(config.run), _file_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         trainer = _lightning(config.run, output, callbacks, start)
-        trainer.fit(
-            training.module,
-            ckpt_path=None if resume is None else str(resume),
-            weights_only=True,
-        )
-    if stop.stopped:
+        try:
+            trainer.fit(training.module, ckpt_path=None if resume is None else str(resume), weights_only=True)
+        except SystemExit:  # what Lightning makes of a KeyboardInterrupt
+            raise Interrupted(f"stopped at once; go on with: mvcore train --resume {output}") from None
+    if stop.stopped and trainer.global_step < config.run.max_steps:
         raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {output}")
     return output / CHECKPOINTS / f"step-{trainer.global_step:08d}"
 

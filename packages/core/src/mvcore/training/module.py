@@ -194,8 +194,8 @@ class RunModule(LightningModule):
         for name, value in self.state_dict().items():
             if not bool(value.isfinite().all()):
                 raise NonFiniteLossError(
-                    f"the weight {name} became NaN or infinite by step {self.global_step}; lower optimizer.lr; the last "
-                    "good checkpoint is kept"
+                    f"the weight {name} became NaN or infinite by step {self.global_step}; lower optimizer.lr; the "
+                    "last good checkpoint is kept"
                 )
 
 
