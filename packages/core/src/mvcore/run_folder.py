@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import Any, Literal
 
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, read_yaml
-from mvcore.errors import ConfigError, DataError
+from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
@@ -120,19 +123,45 @@ def checkpoint_of(folder: Path, which: Literal["best", "last"] = "last") -> Path
     return path
 
 
-def new_folder(wanted: str | None, plugin: str) -> Path:
+@contextmanager
+def new_folder(wanted: str | None, plugin: str) -> Iterator[Path]:
     """The run's output folder: the one asked for, which must be new, or the next free `runs/<plugin>-N`.
 
+    Where an error ends the run before anything was trained, the folder is gone again.
+
     Raises:
-        ConfigError: the folder holds something already.
+        ConfigError: the folder holds something already, or cannot be made.
     """
-    if wanted is not None:
-        folder = Path(wanted).expanduser()
+    was_there = wanted is not None and Path(wanted).expanduser().is_dir()
+    folder = _numbered(plugin) if wanted is None else _empty(Path(wanted).expanduser())
+    try:
+        yield folder
+    except Interrupted:
+        raise
+    except MvcoreError:
+        if not any(folder.rglob(RECORD)):
+            shutil.rmtree(folder)
+            with suppress(OSError):  # `runs` too, unless there are others in it
+                if was_there:
+                    folder.mkdir()
+                elif wanted is None:
+                    folder.parent.rmdir()
+        raise
+
+
+def _empty(folder: Path) -> Path:
+    try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(
                 f"run.output: {folder} exists and is never overwritten; name another or --resume {folder}"
             )
-        return folder
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.output: {folder} cannot be made: {os.strerror(error.errno or 0)}") from None
+    return folder
+
+
+def _numbered(plugin: str) -> Path:
     number = 1
     while True:
         folder = Path("runs") / f"{plugin}-{number}"

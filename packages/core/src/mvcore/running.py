@@ -24,8 +24,9 @@ from mvcore.report.tables import Comparison, compare, save_comparison
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
-from mvcore.training.fit import fit, prepare
+from mvcore.training.fit import fit, prepare, specifications
 from mvcore.training.planner import Blueprint, Plan, choose, plan
+from mvcore.training.sampling import SourceSampler
 from mvcore.validation import Written, nowhere
 
 Rows = dict[str, dict[str, EvalResult]]
@@ -42,6 +43,7 @@ class Session:
     measured: Mapping[str, Any]
     evaluators: Mapping[str, Any]
     registry: Registry
+    written: Written = nowhere
 
     def with_seed(self, seed: int) -> Session:
         """The same run with another seed, on the same opened data."""
@@ -53,7 +55,7 @@ class Session:
         return self._planned(control_config(self.config))
 
     def _planned(self, config: RunConfig) -> Session:
-        blueprint = choose(config, self.registry)
+        blueprint = choose(config, self.registry, self.written)
         planned = plan(blueprint, self.sources, self.registry)
         return replace(self, config=config, blueprint=blueprint, plan=planned)
 
@@ -73,7 +75,12 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     evaluators = {part.name: part.make() for part in blueprint.evaluators} if measured else {}
     if blueprint.evaluators and not measured:
         print("warning: nothing will be measured: name data for it with --validate STORE#SPLIT", file=sys.stderr)
-    return Session(config, blueprint, planned, sources, measured, evaluators, registry)
+    for source in specifications(planned, sources)[0].values():
+        SourceSampler(source, config.run.seed)  # refuses what cannot be drawn
+    session = Session(config, blueprint, planned, sources, measured, evaluators, registry, written)
+    if config.control:
+        session.control()  # refuses a control with nothing to train
+    return session
 
 
 def _ask_plugins(planned: Plan, registry: Registry) -> None:

@@ -49,13 +49,14 @@ def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequen
     console = Console()
     # Opened first: what is wrong with the run is said before there is a folder.
     session = open_session(config, load_plugins(), layers.written)
-    folder = new_folder(config.run.output, "-".join(Path(plugin).stem for plugin in config.plugins) or "run")
-    for note in notes:
-        console.print(note, style="dim", markup=False, highlight=False)
-    console.print(f"run folder: {folder}", markup=False, highlight=False)
-    write_text(folder / CONFIG, to_yaml(layers, config))
-    write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")
-    _run_seeds(session, layers, folder, seeds, console)
+    plugins = "-".join(Path(plugin).stem for plugin in config.plugins)
+    with new_folder(config.run.output, plugins or "run") as folder:
+        for note in notes:
+            console.print(note, style="dim", markup=False, highlight=False)
+        console.print(f"run folder: {folder}", markup=False, highlight=False)
+        write_text(folder / CONFIG, to_yaml(layers, config))
+        write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")
+        _run_seeds(session, layers, folder, seeds, console)
     return folder
 
 

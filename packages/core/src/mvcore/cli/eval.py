@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mvcore.errors import ConfigError
+from mvcore.errors import ConfigError, DeviceError
 
 DEFAULT = ("core.zero_shot", "core.consistency")
 
@@ -35,12 +35,12 @@ def evaluate(
 
     console = Console()
     wanted = [part for text in (on or DEFAULT) for part in text.split(",") if part]
-    loaded = [load(name, device=device) for name in models]
+    evaluators = _evaluators(wanted)
+    loaded = [load(name, device=_device(device)) for name in models]
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
     sources = _sources(data, models, split, next(iter(sizes)))
-    evaluators = _evaluators(wanted)
     rows: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(models, loaded, strict=True)):
         label = Path(name).name or name
@@ -51,6 +51,18 @@ def evaluate(
     save_comparison(comparison, output)
     console.print(comparison.to_rich())
     console.print(f"saved in {output}", markup=False, highlight=False)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: write cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"--device {name}: this machine has no CUDA device; write --device cpu")
+    return device
 
 
 def _evaluators(ids: list[str]) -> dict[str, Any]:
@@ -75,8 +87,12 @@ def _sources(data: list[str] | None, models: list[str], split: str | None, image
         for text in data:
             name, equals, path = text.partition("=")
             name, path = (name, path) if equals else (Path(text).name or "data", text)
+            if name in entries:
+                raise ConfigError(f"--data: {name!r} names two stores; tell them apart as NAME=STORE")
             args: dict[str, Any] = {"path": path, "image_size": image_size, "split": split}
             entries[name] = ("data.views", {key: value for key, value in args.items() if value is not None})
+    elif split is not None:
+        raise ConfigError(f"--split {split} goes with --data STORE")
     else:
         run = next((Path(name) for name in models if is_run(Path(name))), None)
         if run is None:

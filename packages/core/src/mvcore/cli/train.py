@@ -48,7 +48,23 @@ def train(
 ) -> None:
     """Tunes a model with one or more methods; without data of yours, on the embedded demo."""
     if resume is not None:
-        given = [name for name, value in (("FILE", file), ("--plugin", plugin), ("--set", set_)) if value]
+        flags_given = {
+            "FILE": file,
+            "--plugin": plugin,
+            "--recipe": recipe,
+            "--data": data,
+            "--validate": validate,
+            "--encoder": encoder,
+            "--loss": loss,
+            "--only-losses": only_losses,
+            "--set": set_,
+            "--control": control,
+            "--seeds": seeds,
+            "--output": output,
+            "--print-config": print_config,
+            "--dry-run": dry_run,
+        }
+        given = [name for name, value in flags_given.items() if value not in (None, False, [])]
         if given:
             raise ConfigError(f"--resume goes on with a run as it was configured; leave out {', '.join(given)}")
         from mvcore.stages import go_on

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mvcore import build
-from mvcore.errors import ConfigError, DataError, MvcoreError
+from mvcore.errors import ConfigError
 from mvcore.model import Link, Pipeline
 from mvcore.parts import Backbone
 from mvcore.training.planner import Blueprint, Chosen, Plan
@@ -22,20 +22,11 @@ def open_sources(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Any]]:
     """The training and the validation datasets by name.
 
     Raises:
-        MvcoreError: a source that cannot be opened; the text begins with its name.
+        MvcoreError: a source that cannot be opened; the text begins with its place.
     """
-    trained = {name: _opened(f"data[{name}]", part) for name, part in blueprint.sources.items()}
-    measured = {name: _opened(f"validate.data[{name}]", part) for name, part in blueprint.measured.items()}
+    trained = {name: part.make() for name, part in blueprint.sources.items()}
+    measured = {name: part.make() for name, part in blueprint.measured.items()}
     return trained, measured
-
-
-def _opened(where: str, part: Chosen) -> Any:
-    try:
-        return part.make()
-    except MvcoreError as error:
-        raise type(error)(f"{where}: {error}") from error
-    except OSError as error:
-        raise DataError(f"{where}: cannot be opened: {error}") from error
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
     if pipeline is None:
         pipeline = make_pipeline(plan.blueprint.encoder, plan.adapters, seed)
     check_image_sizes("data", datasets, pipeline.backbone)
-    specifications, id_counts = _specifications(plan, datasets)
+    specified, id_counts = specifications(plan, datasets)
     trainers = [term.part.make() for term in plan.trainers]
     losses = make_losses(plan, seed)
     terms = [
@@ -82,7 +82,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
         if hasattr(made, "observe"):
             for name in term.sources:
                 objective.observers.setdefault(name, []).append(made.observe)
-    first = SourceSampler(next(iter(specifications.values())), seed)
+    first = SourceSampler(next(iter(specified.values())), seed)
     epoch_steps = config.run.epoch_steps or first.steps_per_epoch
     replaces = [made for t, made in zip(plan.trainers, trainers, strict=True) if t.part.spec.replaces_step]
     module = RunModule(
@@ -95,7 +95,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
 
     def make_loader(rank: int, world_size: int, start: int) -> StepLoader:
         return StepLoader(
-            list(specifications.values()),
+            list(specified.values()),
             seed=seed,
             workers=_workers(config.run),
             rank=rank,
@@ -110,7 +110,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
         seed=seed,
         output=output,
         model=Model(pipeline, views_per_batch=config.validation.views_per_batch),
-        sources=specifications,
+        sources=specified,
         id_counts=id_counts,
         trainer_sources={id(made): t.sources for t, made in zip(plan.trainers, trainers, strict=True)},
     )
@@ -120,7 +120,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
     return Training(plan, module, pipeline, trainers, epoch_steps, context)
 
 
-def _specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, SourceSpecification], tuple[int, int]]:
+def specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, SourceSpecification], tuple[int, int]]:
     offsets, n_objects, n_views = assign_offsets(list(datasets.values()))
     found: dict[str, SourceSpecification] = {}
     for index, (name, dataset) in enumerate(datasets.items()):

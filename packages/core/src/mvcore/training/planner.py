@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from mvcore import build
 from mvcore.config import Part, RunConfig
-from mvcore.errors import ConfigError, PluginError
+from mvcore.errors import ConfigError, DataError, MvcoreError, PluginError
 from mvcore.key_path import show_path
 from mvcore.model import features_in, walk_back
 from mvcore.plugins import Registered, Registry
@@ -52,8 +52,17 @@ class Chosen:
         return features_in(self.needs)
 
     def make(self) -> Any:
-        """The part itself."""
-        return build.make(self.registered, self.options)
+        """The part itself.
+
+        Raises:
+            MvcoreError: what is wrong with it; the text begins with its place.
+        """
+        try:
+            return build.make(self.registered, self.options)
+        except MvcoreError as error:
+            raise type(error)(self.place.line([], str(error))) from error
+        except OSError as error:
+            raise DataError(self.place.line([], f"cannot be opened: {error}")) from error
 
 
 @dataclass(frozen=True)
