@@ -1,20 +1,73 @@
-"""A tiny store, a tiny CLIP and a run configuration on them, for the program as a user calls it."""
+"""What the tests of the whole program share: its tree of commands, and a tiny store and model to call it with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from mvcore.cli import main
 from mvcore.cli.main import run
 from mvcore_data import ViewStoreWriter
 
 OBJECTS, VIEWS, SIZE = 6, 4, 32
 WORDS = ("cup", "chair", "boat")
+
+
+class Program:
+    """Every command with its parameters, and a parser that runs nothing."""
+
+    def __init__(self) -> None:
+        self.root: Any = typer.main.get_command(main.app)
+
+    def commands(self) -> dict[tuple[str, ...], Any]:
+        """Commands by their words, groups left out."""
+        context = self.root.make_context("mvcore", [], resilient_parsing=True)
+        return dict(self._below(self.root, context, ()))
+
+    def _below(self, group: Any, context: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name in group.list_commands(context):
+            _, command, _ = group.resolve_command(context, [name])
+            here = (*words, name)
+            if hasattr(command, "list_commands"):
+                yield from self._below(command, command.make_context(name, [], context, resilient_parsing=True), here)
+            else:
+                yield here, command
+
+    def fault(self, arguments: Sequence[str], *, complete: bool = True) -> str:
+        """What is wrong with a command line, or nothing; what it would do is not done.
+
+        Args:
+            complete: whether missing arguments are a fault.
+        """
+        command, context, rest, name = self.root, None, list(arguments), "mvcore"
+        try:
+            while True:
+                if hasattr(command, "list_commands") and (not rest or rest == ["--help"]):
+                    return ""
+                context = command.make_context(name, rest, context)
+                if not hasattr(command, "list_commands"):
+                    return ""
+                rest = [*context._protected_args, *context.args]
+                name, command, rest = command.resolve_command(context, rest)
+        except typer.Exit:  # --help, --version
+            return ""
+        except Exception as error:
+            if not complete and type(error).__name__ == "MissingParameter":
+                return ""
+            told = getattr(error, "format_message", None)
+            return told() if told else f"{type(error).__name__}: {error}"
+
+
+@pytest.fixture(scope="session")
+def program() -> Program:
+    return Program()
 
 
 @dataclass(frozen=True)
