@@ -11,6 +11,7 @@ import torch
 
 from mvcore.model import Model
 from mvcore.parts import Embedded
+from mvcore.training.distributed import join_embedded, rank, world_size
 from mvcore.training.embedding import embed_dataset
 from mvcore.training.sampling import SourceSpecification
 
@@ -52,11 +53,18 @@ class RunContext:
         return self._trainer_sources[id(trainer)]
 
     def embed(self, source: str, keys: frozenset[str]) -> Embedded:
-        """One pass over each view of a source with evaluation transforms, ids global in the run."""
+        """One pass over each view of a source with evaluation transforms, ids global in the run, split over ranks."""
         specification = self._specifications[source]
         found = embed_dataset(
-            self._model.features, specification.dataset, keys, views_per_batch=self._model.views_per_batch
+            self._model.features,
+            specification.dataset,
+            keys,
+            views_per_batch=self._model.views_per_batch,
+            rank=rank(),
+            world_size=world_size(),
         )
+        if len(found.object_ids) < len(specification.dataset):
+            found = join_embedded(found, self.device)
         return replace(
             found,
             object_ids=torch.where(found.object_ids >= 0, found.object_ids + specification.object_offset, -1),

@@ -7,7 +7,7 @@ gradient of the global loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 from mvcore.packing import concatenate
+from mvcore.parts import Embedded
 from mvcore.specs import Axis
 from mvcore.types import Features, ViewBatch
 
@@ -70,6 +71,41 @@ def _gather_rows(value: Tensor, rows: Sequence[int]) -> Tensor:
         gathered = [torch.empty_like(value) for _ in rows]
         dist.all_gather(list(gathered), value.contiguous())
     return torch.cat([part[:count] for part, count in zip(gathered, rows, strict=True)])
+
+
+def join_embedded(mine: Embedded, device: torch.device) -> Embedded:
+    """The ranks' parts of one pass over a dataset, in rank order; a collective, through `device`."""
+    sizes: list[Any] = [None] * world_size()
+    dist.all_gather_object(sizes, (len(mine.object_ids), len(mine.view_ids)))
+    objects, views = [size[0] for size in sizes], [size[1] for size in sizes]
+
+    def joined(value: Tensor, rows: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            return _gather_rows(value.to(device), rows).cpu()
+
+    return Embedded(
+        features={key: joined(value, views) for key, value in sorted(mine.features.items())},
+        object_of_view=joined(mine.object_of_view + sum(objects[: rank()]), views),
+        object_ids=joined(mine.object_ids, objects),
+        view_ids=joined(mine.view_ids, views),
+    )
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Gives every parameter the mean over ranks of its gradients; one collective for each type of number."""
+    if world_size() == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:  # it took part on other ranks only
+            parameter.grad = torch.zeros_like(parameter)
+        by_type.setdefault(parameter.dtype, []).append(parameter.grad)
+    for grads in by_type.values():
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for grad, value in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(value.view_as(grad))
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ def evaluation_batches(
 ) -> Iterator[tuple[list[int], ViewBatch]]:
     """Batches of whole objects in the dataset's order, about `views_per_batch` views each, with the objects' indices.
 
-    With several ranks each takes every `world_size`-th batch.
+    With several ranks each takes a run of consecutive batches, so that theirs joined in rank order are all; with fewer
+    batches than ranks each takes all.
 
     Raises:
         DataError: the dataset has no object.
@@ -36,16 +37,24 @@ def evaluation_batches(
             views = 0
         groups[-1].append(i)
         views += count
-    for group in groups[rank::world_size]:
+    if len(groups) >= world_size:
+        groups = groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]
+    for group in groups:
         yield group, concatenate([dataset.load(i, dataset.views_of(i), None) for i in group])
 
 
 def embed_dataset(
-    features_of: FeaturesOf, dataset: IndexedDataset, keys: frozenset[str], *, views_per_batch: int = 256
+    features_of: FeaturesOf,
+    dataset: IndexedDataset,
+    keys: frozenset[str],
+    *,
+    views_per_batch: int = 256,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Embedded:
     """Features of each view of each object (row axis `view` only), on the CPU in float32.
 
-    `features_of` is called on batches on the host; it moves them to its device and decides about modes and gradients.
+    With several ranks, of this rank's part; see `evaluation_batches`. `features_of` is called on batches on the host; it moves them to its device and decides about modes and gradients.
 
     Raises:
         DataError: the dataset has no object.
@@ -54,7 +63,8 @@ def embed_dataset(
     counts: list[Tensor] = []
     objects: list[Tensor] = []
     views: list[Tensor] = []
-    for _, batch in evaluation_batches(dataset, views_per_batch=views_per_batch):
+    part = evaluation_batches(dataset, views_per_batch=views_per_batch, rank=rank, world_size=world_size)
+    for _, batch in part:
         features = features_of(batch, keys)
         for key in keys:
             rows[key].append(features[key].float().cpu())

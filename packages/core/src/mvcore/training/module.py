@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mvcore.config import OptimizerSettings, RunSettings
 from mvcore.errors import ConfigError, NonFiniteLossError, WeightsError
 from mvcore.parts import Adapter, copy_strictly
+from mvcore.training.distributed import average_gradients, world_size
 from mvcore.training.objective import Objective, Outcome
 from mvcore.training.optimization import learning_rate, make_optimizer
 from mvcore.types import ViewBatch
@@ -149,7 +151,13 @@ class RunModule(LightningModule):
         scheduler.step()
 
     def _chunked_step(self, batch: Batches, chunk_views: int) -> Outcome:
-        return self.objective.cached_step(batch, self.manual_backward, chunk_views, self._reseed)
+        # Its many backward passes differ in number from rank to rank, so gradients meet once, at the end.
+        strategy: Any = self.trainer.strategy
+        several = world_size() > 1 and hasattr(strategy, "block_backward_sync")
+        with strategy.block_backward_sync() if several else nullcontext():
+            outcome = self.objective.cached_step(batch, self.manual_backward, chunk_views, self._reseed)
+        average_gradients(self.trained().values())
+        return outcome
 
     def _reseed(self, part: int) -> None:
         # A mixed 64-bit key: neighbouring steps must not give neighbouring seeds.

@@ -139,7 +139,6 @@ class Objective(nn.Module):
         if whole:
             outcome = self.evaluate(leaves, whole)
             backward(outcome.total)
-            outcome = self._detached(outcome)
         offsets = {name: _zeros() for name in chunks}
         for number, (name, k) in enumerate(order):
             reseed(number)
@@ -154,7 +153,7 @@ class Objective(nn.Module):
                         surrogate = surrogate + term.weight * value
                         self._add_term(outcome, term, value.detach())
                 backward(surrogate)
-        return outcome
+        return self._detached(outcome)
 
     def _show(self, rows: Mapping[str, _Rows]) -> None:
         """Hands the detached features of all ranks to those who observe them."""
@@ -260,11 +259,15 @@ class Objective(nn.Module):
                 state.update(self.publishers[key](batch))
         return state
 
-    @staticmethod
-    def _detached(outcome: Outcome) -> Outcome:
-        return Outcome(
-            outcome.total.detach(), {name: value.detach() for name, value in outcome.terms.items()}, outcome.logged
-        )
+    def _detached(self, outcome: Outcome) -> Outcome:
+        """The same on every rank: a term of scope `object` was this rank's share times the number of ranks."""
+        shown, total = dict[str, Tensor](), torch.zeros((), device=self.device)
+        for term in self.terms:
+            if term.name in outcome.terms:
+                value = outcome.terms[term.name].detach()
+                shown[term.name] = sum_over_ranks(value) / world_size() if term.scope == "object" else value
+                total = total + term.weight * shown[term.name]
+        return Outcome(total, shown, outcome.logged)
 
 
 def _scalar(value: Any, owner: str) -> Tensor:
