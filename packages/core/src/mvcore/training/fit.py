@@ -121,6 +121,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
 
 
 def specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, SourceSpecification], tuple[int, int]]:
+    """The sources as they are drawn from, by name, and how many object and view ids their stores have together."""
     offsets, n_objects, n_views = assign_offsets(list(datasets.values()))
     found: dict[str, SourceSpecification] = {}
     for index, (name, dataset) in enumerate(datasets.items()):
