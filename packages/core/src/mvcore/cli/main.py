@@ -152,7 +152,7 @@ def _fail(text: str, code: int = 2) -> int:
 def main() -> None:
     """The entry point of the installed program."""
     # Before torch is imported. By default an OpenMP thread spins while it waits for another; on a machine that is busy
-    # with other programs as well, those that it waits for do not run, and a step took ten times as long.
+    # with other programs as well, those that it waits for do not run, and a step can take many times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:]))
 
