@@ -211,10 +211,9 @@ def test_its_recipe_trains_with_every_kind_of_its_parts(third, capsys: pytest.Ca
     rows = metrics(folder)
     assert [int(row["step"]) for row in rows] == [1, 2, 3]
     for row in rows:
-        assert float(row["train/pull.spread.weighted"]) == pytest.approx(
-            0.5 * float(row["train/pull.spread"]), rel=1e-4
-        )
-        assert float(row["train/pull.spread.distance"]) == pytest.approx(float(row["train/pull.spread"]), rel=1e-4)
+        raw = float(row["train/pull.spread"])
+        assert float(row["train/pull.spread.weighted"]) == pytest.approx(0.5 * raw, rel=1e-4)
+        assert float(row["train/pull.spread/distance"]) == pytest.approx(raw, rel=1e-4)
     # At the first step the bank is empty, so a unit vector of 4 numbers is 1/4 away from it in the mean square.
     assert float(rows[0]["train/pull.bank"]) == pytest.approx(0.25, rel=1e-4)
     assert float(rows[2]["train/pull.bank"]) < 0.25
