@@ -120,6 +120,7 @@ class RunSettings(Options):
         epoch_steps: steps that count as an epoch; null = one pass of the first source.
         checkpoint_every: steps between checkpoints; the last one is always saved.
         log_every: steps between rows of metrics.
+        devices: `auto` or 1, one device; more are refused so far.
         workers: processes that load data; `auto` = 0 on two cores or fewer, else up to 8.
     """
 

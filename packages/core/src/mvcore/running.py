@@ -67,6 +67,9 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
         MvcoreError: what does not, before any weight is loaded.
     """
     named = {use_plugin(plugin, registry).name for plugin in config.plugins}
+    if config.run.devices not in ("auto", 1):
+        # Lightning would start this command again for each device, with folders and measurements of its own.
+        raise ConfigError(f"run.devices is {config.run.devices}: a run uses one device so far; set it to 1 or auto")
     blueprint = choose(config, registry, written)
     registry.warn_about_broken(blueprint.plugins | named)
     sources, measured = open_sources(blueprint)

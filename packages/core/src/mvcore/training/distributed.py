@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 from mvcore.packing import concatenate
@@ -49,8 +48,9 @@ def gather(features: Features, batch: ViewBatch, state_axes: Mapping[str, Axis])
         return value if axis == "none" else _gather_rows(value, rows[axis])
 
     merged = concatenate(layouts).to(batch.device)
-    merged = merged.with_state({key: gathered(value, state_axes[key]) for key, value in batch.state.items()})
-    values = {key: gathered(value, features.axes[key]) for key, value in features.items()}
+    # Sorted, since the order of keys can differ between processes and each gather must meet its own.
+    merged = merged.with_state({key: gathered(batch.state[key], state_axes[key]) for key in sorted(batch.state)})
+    values = {key: gathered(features[key], features.axes[key]) for key in sorted(features)}
     return Features(values, axes=features.axes), merged
 
 
@@ -65,12 +65,26 @@ def _gather_rows(value: Tensor, rows: Sequence[int]) -> Tensor:
     if value.shape[0] < longest:
         padding = value.new_zeros(longest - value.shape[0], *value.shape[1:])
         value = torch.cat([value, padding])
-    if value.is_floating_point():
-        gathered: Sequence[Tensor] = dist_nn.all_gather(value.contiguous())
-    else:
-        gathered = [torch.empty_like(value) for _ in rows]
-        dist.all_gather(list(gathered), value.contiguous())
+    gathered = _Gather.apply(value.contiguous())
     return torch.cat([part[:count] for part, count in zip(gathered, rows, strict=True)])
+
+
+class _Gather(torch.autograd.Function):
+    """Equal shapes from every rank, stacked; what all ranks want of a part comes back to it summed."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        # gloo gathers no booleans.
+        sent = value.to(torch.uint8) if value.dtype == torch.bool else value
+        parts = [torch.empty_like(sent) for _ in range(world_size())]
+        dist.all_gather(parts, sent)
+        return torch.stack(parts).to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad[rank()]
 
 
 def join_embedded(mine: Embedded, device: torch.device) -> Embedded:
@@ -92,11 +106,16 @@ def join_embedded(mine: Embedded, device: torch.device) -> Embedded:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Gives every parameter the mean over ranks of its gradients; one collective for each type of number."""
+    """Gives every parameter the mean over ranks of its gradients; what has none on any rank keeps none."""
     if world_size() == 1:
         return
+    parameters = list(parameters)
+    given = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(given)
     by_type: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
+    for parameter, ranks in zip(parameters, given.tolist(), strict=True):
+        if not ranks:
+            continue
         if parameter.grad is None:  # it took part on other ranks only
             parameter.grad = torch.zeros_like(parameter)
         by_type.setdefault(parameter.dtype, []).append(parameter.grad)

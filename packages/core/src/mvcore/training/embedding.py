@@ -54,7 +54,8 @@ def embed_dataset(
 ) -> Embedded:
     """Features of each view of each object (row axis `view` only), on the CPU in float32.
 
-    With several ranks, of this rank's part; see `evaluation_batches`. `features_of` is called on batches on the host; it moves them to its device and decides about modes and gradients.
+    With several ranks, of this rank's part; see `evaluation_batches`. `features_of` is called on batches on the host;
+    it moves them to its device and decides about modes and gradients.
 
     Raises:
         DataError: the dataset has no object.

@@ -205,7 +205,7 @@ def _lightning(settings: RunSettings, output: Path, callbacks: list[Any], start:
     return Trainer(
         max_steps=settings.max_steps,
         accelerator=settings.accelerator,
-        devices=settings.devices,
+        devices=1 if settings.devices == "auto" else settings.devices,
         strategy=settings.strategy,
         precision=settings.precision,
         callbacks=callbacks,
