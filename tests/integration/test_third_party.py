@@ -109,14 +109,16 @@ class Nosy(nn.Module):
         return features.text.sum()
 
 class Last(Callback):
+    """A step is observed before its losses are computed, so what they get is what was known at the step before."""
     def bind(self, run):
-        self.last = torch.zeros(run.n_view_ids, 4)
+        self.known = self.before = torch.zeros(run.n_view_ids, 4)
 
     def state(self, batch):
-        return {"pull.last": self.last.to(batch.device)[batch.view_ids]}
+        return {"pull.last": self.before.to(batch.device)[batch.view_ids]}
 
     def observe(self, batch, features):
-        self.last[batch.view_ids.cpu()] = features["pull.unit"].cpu()
+        self.before, self.known = self.known, self.known.clone()
+        self.known[batch.view_ids.cpu()] = features["pull.unit"].cpu()
 
 class Norm:
     def __call__(self, model, sources, output):
