@@ -21,6 +21,7 @@ from mvcore.loading import apply_weights
 from mvcore.model import Model, Pipeline
 from mvcore.plugins import Registry
 from mvcore.report.tables import Comparison, compare, save_comparison
+from mvcore.report.viewpoints import draw_rows_by_viewpoint
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
@@ -218,12 +219,14 @@ def describe_export(done: Any) -> str:
 
 
 def report(seeds: list[Rows], folder: Path, console: Console, *, demo: bool) -> Comparison | None:
-    """The before/after table over all seeds, printed and saved under `report/`."""
+    """The before/after table over all seeds, printed and saved under `report/` with a picture by viewpoint."""
     names = [name for name in seeds[0] if all(name in rows for rows in seeds)]
     if not names:
         return None
     labels = {"exported": "tuned, as exported"}
-    comparison = compare({labels.get(name, name): [rows[name] for rows in seeds] for name in names}, demo=demo)
+    rows = {labels.get(name, name): [found[name] for found in seeds] for name in names}
+    comparison = compare(rows, demo=demo)
     save_comparison(comparison, folder / "report", "comparison")
+    draw_rows_by_viewpoint(rows, folder / "report" / "viewpoints.png", title="DEMO" if demo else "")
     console.print(comparison.to_rich())
     return comparison
