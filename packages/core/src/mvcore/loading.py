@@ -111,14 +111,14 @@ def make_run_pipeline(encoder: Part, adapters: Mapping[str, Part], seed: int) ->
 
 def apply_weights(pipeline: Pipeline, weights: Mapping[str, Tensor], strength: float = 1.0) -> None:
     """Lays trained weights over a model, in full or in part."""
-    before = {name: p.detach().clone() for name, p in pipeline.backbone_parameters() if p.requires_grad}
+    before = {name: value.detach().clone() for name, value in pipeline.backbone_state().items()}
     load_pipeline_state(pipeline, weights)
     if strength == 1.0:
         return
     with torch.no_grad():
-        for name, parameter in pipeline.backbone_parameters():
-            if name in before:
-                parameter.copy_(torch.lerp(before[name], parameter, strength))
+        for name, value in pipeline.backbone_state().items():
+            if value.is_floating_point():
+                value.copy_(torch.lerp(before[name], value, strength))
     for link in pipeline.links:
         if under(f"adapters/{link.name}/", weights):
             link.module.set_strength(strength)  # pyright: ignore[reportCallIssue]

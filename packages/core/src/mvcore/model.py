@@ -125,6 +125,16 @@ class Pipeline(nn.Module):
             if id(parameter) not in owned:
                 yield library_key(name), parameter
 
+    def backbone_state(self) -> dict[str, Tensor]:
+        """What training changes in the backbone: its trained parameters and, beside them, running statistics."""
+        state: dict[str, Tensor] = {name: p for name, p in self.backbone_parameters() if p.requires_grad}
+        for name, module in self.backbone.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(
+                p.requires_grad for p in module.parameters()
+            ):
+                state |= {f"{name}.{key}": value for key, value in module.named_buffers(recurse=False)}
+        return state
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:

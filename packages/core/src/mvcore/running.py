@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import RunConfig
+from mvcore.config_layers import Layers, to_yaml
 from mvcore.errors import ConfigError, Interrupted, NonFiniteLossError
 from mvcore.evaluation.results import EvalResult
 from mvcore.evaluation.runner import evaluate
@@ -136,7 +137,8 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
         )
         del untouched
     if config.control:
-        control = _trained(session.control(), folder / "control", yaml_text, console, f"{title}control")
+        other = session.control()
+        control = _trained(other, folder / "control", to_yaml(Layers(), other.config), console, f"{title}control")
         if measuring:
             rows["control"] = _measure(session, control, folder / "evaluation" / "control", console, "control")
         del control

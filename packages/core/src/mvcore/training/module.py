@@ -87,7 +87,7 @@ class RunModule(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Only what trains: `backbone/<library key>`, `adapters/<name>/<key>`, `losses/<name>/<key>`."""
         pipeline = self.objective.pipeline
-        state = {f"backbone/{n}": p.detach() for n, p in pipeline.backbone_parameters() if p.requires_grad}
+        state = {f"backbone/{name}": value.detach() for name, value in pipeline.backbone_state().items()}
         for link in pipeline.links:
             for key, value in trained_state(link.module).items():
                 state[f"adapters/{link.name}/{key}"] = value
@@ -233,8 +233,7 @@ def load_pipeline_state(pipeline: Any, state: Mapping[str, Tensor]) -> None:
     for key in state:
         if not key.startswith(known):
             raise WeightsError(f"the checkpoint holds {key!r}, for which this run has no part")
-    own = {n: p for n, p in pipeline.backbone_parameters() if p.requires_grad}
-    copy_strictly(under("backbone/", state), own, "the backbone")
+    copy_strictly(under("backbone/", state), pipeline.backbone_state(), "the backbone")
     for link in pipeline.links:
         values = under(f"adapters/{link.name}/", state)
         if isinstance(link.module, Adapter):

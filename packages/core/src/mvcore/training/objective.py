@@ -152,7 +152,9 @@ class Objective(nn.Module):
                         )
                         surrogate = surrogate + term.weight * value
                         self._add_term(outcome, term, value.detach())
-                backward(surrogate)
+                # A source that nobody reads, as in a control, has no graph.
+                if surrogate.requires_grad:
+                    backward(surrogate)
         return self._detached(outcome)
 
     def _show(self, rows: Mapping[str, _Rows]) -> None:
