@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,10 @@ from typing import Any
 
 import pytest
 from mvcore import plugins
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell, this process and those that tests start would not notice Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Installer:

@@ -44,7 +44,7 @@ def test_the_documented_command_runs_small(gl: str, tmp_path: Path, monkeypatch:
     from mvcore.cli import main
 
     readme = Path(demo.__file__).with_name("README.md").read_text()
-    (command,) = re.findall(r"^mvcore (data synth .*)$", readme, re.MULTILINE)
+    command, *_ = re.findall(r"^mvcore (data synth .*)$", readme, re.MULTILINE)
     words = command.split()
     words[2] = str(tmp_path / "views")
     words[words.index("--objects-per-category") + 1] = "1"
