@@ -19,7 +19,7 @@ def mvcore_register_datasets() -> list[DatasetSpec]:
         ),
         DatasetSpec(
             name="image_text",
-            summary="Images with captions, one view an object, from a list or a folder",
+            summary="Images with captions, one view an object, from a JSON list",
             factory="mvcore_data.image_text:ImageText",
             config="mvcore_data.options:ImageTextOptions",
         ),
