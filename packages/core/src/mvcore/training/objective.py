@@ -228,8 +228,8 @@ class Objective(nn.Module):
             if "loss" not in result:
                 raise PluginError(f"loss {term.name} returned a dict without 'loss' (it has: {', '.join(result)})")
             for key, value in result.items():
-                logged[f"{term.name}/{key}"] = _scalar(value, f"loss {term.name}: {key!r}").detach()
-            del logged[f"{term.name}/loss"]
+                if key != "loss":
+                    logged[f"{term.name}/{key}"] = _logged(value, f"loss {term.name}: {key!r}", self.device)
             result = result["loss"]
         return _scalar(result, f"loss {term.name}")
 
@@ -277,6 +277,13 @@ def _scalar(value: Any, owner: str) -> Tensor:
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise PluginError(f"{owner} is {found} where a scalar tensor belongs, alone or in a dict under 'loss'")
     return value
+
+
+def _logged(value: Any, owner: str, device: torch.device) -> Tensor:
+    """What a loss says beside its value: a scalar tensor or a plain number."""
+    if isinstance(value, (int, float)):
+        return torch.tensor(float(value), device=device)
+    return _scalar(value, owner).detach()
 
 
 def _as_float32(value: Tensor) -> Tensor:
