@@ -166,6 +166,9 @@ def test_cached_evaluates_a_weight_once() -> None:
         ({"rank": 1, "alpha": 1, "rows": [range(2), range(1, 3)]}, "do not overlap"),
         ({"rank": 1, "alpha": 1, "rows": slice(0, 4, 2)}, "step 1"),
         ({"rank": 1, "alpha": 1, "rows": []}, "non-empty"),
+        ({"rank": 1, "alpha": 1, "rows": "qv"}, "'qv'"),
+        ({"rank": 1, "alpha": 1, "rows": [(0, 2)]}, "(0, 2)"),
+        ({"rank": 1, "alpha": 1, "rows": 2}, "got 2"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_value(options: dict, text: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-Rows: TypeAlias = "slice | range | Iterable[slice | range]"
+Rows: TypeAlias = "slice | range | Sequence[slice | range]"
 
 
 class LowRank(nn.Module):
@@ -118,8 +118,11 @@ def apply_lora(module: nn.Module, parameter: str, *, rank: int, alpha: float, ro
 def _checked_rows(rows: Rows | None, n_rows: int) -> tuple[range, ...]:
     if rows is None:
         return (range(n_rows),)
-    listed = [rows] if isinstance(rows, (slice, range)) else list(rows)
-    parts = tuple(sorted((_as_range(part, n_rows) for part in listed), key=lambda part: part.start))
+    listed: list[object] = [rows] if isinstance(rows, (slice, range)) or not isinstance(rows, Sequence) else [*rows]
+    spans = [part for part in listed if isinstance(part, (slice, range))]
+    if len(spans) < len(listed):
+        raise ValueError(f"rows must be a slice, a range or a list of them, got {rows!r}")
+    parts = tuple(sorted((_as_range(part, n_rows) for part in spans), key=lambda part: part.start))
     if not parts or any(before.stop > after.start for before, after in itertools.pairwise(parts)):
         raise ValueError(f"rows must be non-empty ranges that do not overlap, got {rows}")
     return parts
