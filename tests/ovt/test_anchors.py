@@ -297,6 +297,14 @@ def test_wrong_input_is_named(views: Tensor, index: Tensor, options: dict[str, A
         viewpoint_anchors(views, index, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_any_integers_number_the_objects(dtype: torch.dtype) -> None:
+    views, index = ragged(12, [3, 6, 2])
+    found = viewpoint_anchors(views, index.to(dtype))
+    assert torch.equal(found, viewpoint_anchors(views, index))
+    assert torch.equal(outlier_views(views, index.to(dtype), found, 2), outlier_views(views, index, found, 2))
+
+
 def test_wrong_outlier_input_is_named() -> None:
     views, index = ragged(12, [3, 3])
     anchors = viewpoint_anchors(views, index)

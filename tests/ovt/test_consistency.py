@@ -110,6 +110,11 @@ def test_wrong_shapes_are_named(shapes: tuple[tuple[int, ...], tuple[int, ...]])
         viewpoint_consistency(views, anchors, margin=0.3)
 
 
+def test_whole_numbers_are_refused_by_type() -> None:
+    with pytest.raises(ValueError, match=r"floating.*int64"):
+        viewpoint_consistency(torch.ones(3, 4, dtype=torch.int64), torch.ones(3, 4), margin=0.3)
+
+
 def batch_of(counts: list[int], outliers: list[bool], anchors: Tensor) -> ViewBatch:
     state = {"ovt.anchors": anchors, "ovt.outliers": torch.tensor(outliers)}
     return ViewBatch.make(counts).with_state(state)

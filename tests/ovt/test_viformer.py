@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,12 @@ def test_m4_queries_and_keys_get_no_gradient_and_values_do() -> None:
 def test_m4_output_has_the_norm_of_its_width() -> None:
     norms = made()(embeddings()).norm(dim=1)
     torch.testing.assert_close(norms, torch.full((5,), 32**0.5, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32,), (2, 3, 32), (3, 31)])
+def test_a_wrong_shape_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"must be (N, 32), not {shape}")):
+        VIFormer(32)(torch.ones(shape))
 
 
 def test_heads_must_divide_the_width() -> None:

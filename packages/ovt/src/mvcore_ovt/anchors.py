@@ -155,7 +155,7 @@ def anchor_cosines(embeddings: Tensor, object_index: Tensor, anchors: Tensor) ->
     gathered = _Scratch(anchors.dtype, device)
     cosines = torch.empty(len(embeddings), dtype=torch.float64, device=device)
     for start in range(0, len(embeddings), size):
-        owners = object_index[start : start + size]
+        owners = object_index[start : start + size].long()  # index_select takes no smaller integers
         shape = (len(owners), embeddings.shape[1])
         views = wide(*shape).copy_(embeddings[start : start + size])
         centres = centred(*shape).copy_(_gather(anchors, owners, gathered))

@@ -24,10 +24,12 @@ def viewpoint_consistency(views: Tensor, anchors: Tensor, *, margin: float) -> T
         () in the views' type; 0 with zero gradient where no term is active.
 
     Raises:
-        ValueError: shapes that differ or are not (M, D).
+        ValueError: shapes that differ or are not (M, D), or views that are not floating.
     """
     if views.ndim != 2 or views.shape != anchors.shape:
         raise ValueError(f"views and anchors must both be (M, D), not {tuple(views.shape)} and {tuple(anchors.shape)}")
+    if not views.is_floating_point():
+        raise ValueError(f"views must be floating, not {views.dtype}")
     return _mean_of_active(views, anchors, margin, selected=None)
 
 

@@ -38,11 +38,18 @@ class VIFormer(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads must divide the width {dim}, got {heads}")
+        self.dim = dim
         layer = nn.TransformerEncoderLayer(dim, heads, feedforward, dropout)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).layers
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(N, D) to (N, D); each row by itself."""
+        """(N, D) to (N, D); each row by itself.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dim:
+            raise ValueError(f"embeddings must be (N, {self.dim}), not {tuple(embeddings.shape)}")
         for layer in self.layers:
             embeddings = _encode_single(layer, embeddings)
         return embeddings
