@@ -98,8 +98,12 @@ class Lab:
         """Trains without evaluation."""
         training = self.prepare(values, folder)
         training.trainers.extend(callbacks)
-        fit(training, folder, title="test", console=quiet_console(), resume=resume)
+        self.train(training, folder, resume=resume)
         return training
+
+    def train(self, training: Training, folder: Path, **options: Any) -> None:
+        """Trains what was prepared."""
+        fit(training, folder, title="test", console=quiet_console(), **options)
 
 
 def patches(rng: np.random.Generator, views: int) -> np.ndarray:
@@ -126,6 +130,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     }
     (folder / "clip.json").write_text(json.dumps(config), encoding="utf-8")
     return Lab(folder / "store", folder / "clip.json")
+
+
+@pytest.fixture(scope="session")
+def whole(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
+    """An uninterrupted run of two and a half epochs."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    torch.set_num_threads(1)
+    return lab.fit(lab.values(), folder), folder
 
 
 @pytest.fixture(autouse=True)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from mvcore.checkpoint import STATE, WEIGHTS, FolderCheckpoint, load_weights
+from mvcore.checkpoint import WEIGHTS, FolderCheckpoint, load_weights
 from mvcore.config import OptimizerSettings
-from mvcore.errors import ConfigError, DataError, NonFiniteLossError, WeightsError
+from mvcore.errors import ConfigError
 from mvcore.run_folder import checkpoint_of
 from mvcore.training.fit import Training
 from mvcore.training.optimization import learning_rate, make_optimizer
@@ -37,23 +34,6 @@ class StopAt(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
         if trainer.global_step == self.step:
             trainer.should_stop = True
-
-
-class Poison(Callback):
-    """Makes a trained weight NaN before a step (0-based), or its gradient after the step's losses."""
-
-    def __init__(self, step: int, what: str) -> None:
-        self.step = step
-        self.what = what
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any, **__: Any) -> None:
-        if trainer.global_step == self.step:
-            parameter = next(iter(pl_module.trained().values()))
-            if self.what == "weight":
-                with torch.no_grad():
-                    parameter.fill_(float("nan"))
-            else:
-                parameter.register_hook(lambda gradient: gradient * float("nan"))
 
 
 class Norms(Callback):
@@ -90,18 +70,6 @@ def equal_states(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.fixture(scope="session")
-def whole(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
-    """An uninterrupted run of two and a half epochs."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    torch.set_num_threads(1)
-    return lab.fit(lab.values(), folder), folder
-
-
-def final(folder: Path) -> Path:
-    return checkpoint_of(folder)
-
-
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
@@ -118,20 +86,12 @@ def test_what_does_not_train_stays_bit_identical(lab: Lab, tmp_path: Path) -> No
     trained = {id(p) for p in training.module.trained().values()}
     names = {name for name, p in training.pipeline.named_parameters(remove_duplicate=False) if id(p) in trained}
     texts = training.model.encode_text(["a cup 0", "the boat 2"])
-    fitted(training, tmp_path)
+    lab.train(training, tmp_path)
     after = training.pipeline.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == names
     assert torch.equal(texts, training.model.encode_text(["a cup 0", "the boat 2"]))
     kinds = {name.split("/")[1] for name in training.module.trained()}
     assert kinds == {"ovt.lora", "ovt.viformer", "ovt.logit_scale"}
-
-
-def fitted(training: Training, folder: Path, **options: Any) -> None:
-    """Trains what was prepared."""
-    from mvcore.training.fit import fit
-    from rich.console import Console
-
-    fit(training, folder, title="test", console=Console(quiet=True), **options)
 
 
 # -- repeating and resuming --------------------------------------------------------------------------------------------
@@ -141,7 +101,9 @@ def test_the_same_seed_gives_the_same_trace(lab: Lab, whole: tuple[Training, Pat
     torch.rand(7)  # what the program drew before must not matter
     lab.fit(lab.values(), tmp_path / "again")
     assert rows_of(tmp_path / "again") == rows_of(whole[1])
-    equal_states(load_weights(final(tmp_path / "again") / WEIGHTS), load_weights(final(whole[1]) / WEIGHTS))
+    equal_states(
+        load_weights(checkpoint_of(tmp_path / "again") / WEIGHTS), load_weights(checkpoint_of(whole[1]) / WEIGHTS)
+    )
 
 
 def test_another_seed_gives_another_trace(lab: Lab, whole: tuple[Training, Path], tmp_path: Path) -> None:
@@ -155,16 +117,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 ) -> None:
     folder = tmp_path / "run"
     lab.fit(lab.values(), folder, callbacks=(StopAt(stop),))
-    assert final(folder).name == f"step-{stop:08d}"
+    assert checkpoint_of(folder).name == f"step-{stop:08d}"
     torch.rand(3)
-    lab.fit(lab.values(), folder, resume=final(folder))
+    lab.fit(lab.values(), folder, resume=checkpoint_of(folder))
     same_run(folder, whole[1])
 
 
 def same_run(folder: Path, reference: Path) -> None:
     """Metrics, weights, optimizer and trainers are the same."""
     assert rows_of(folder) == rows_of(reference)
-    one, other = (FolderCheckpoint().load_checkpoint(final(path)) for path in (folder, reference))
+    one, other = (FolderCheckpoint().load_checkpoint(checkpoint_of(path)) for path in (folder, reference))
     assert set(one["state_dict"]) == set(other["state_dict"])
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
         equal_states(one[part], other[part], part)
@@ -177,8 +139,8 @@ def test_a_run_resumed_several_times_with_workers_is_the_same(
 ) -> None:
     values, folder = lab.values(run={"workers": 1}), tmp_path / "run"
     lab.fit(values, folder, callbacks=(StopAt(2),))
-    lab.fit(values, folder, resume=final(folder), callbacks=(StopAt(6),))
-    lab.fit(values, folder, resume=final(folder))
+    lab.fit(values, folder, resume=checkpoint_of(folder), callbacks=(StopAt(6),))
+    lab.fit(values, folder, resume=checkpoint_of(folder))
     same_run(folder, whole[1])
 
 
@@ -186,7 +148,7 @@ def test_rows_that_average_several_steps_survive_a_stop(lab: Lab, tmp_path: Path
     values = lab.values(run={"log_every": 4})
     lab.fit(values, tmp_path / "whole")
     lab.fit(values, tmp_path / "stopped", callbacks=(StopAt(6),))
-    lab.fit(values, tmp_path / "stopped", resume=final(tmp_path / "stopped"))
+    lab.fit(values, tmp_path / "stopped", resume=checkpoint_of(tmp_path / "stopped"))
     rows = rows_of(tmp_path / "stopped")
     assert [row["step"] for row in rows] == ["4", "8", "10"]
     assert rows == rows_of(tmp_path / "whole")
@@ -201,8 +163,8 @@ def test_a_crash_goes_on_from_the_last_checkpoint(lab: Lab, whole: tuple[Trainin
     values, folder = lab.values(run={"checkpoint_every": 3}), tmp_path / "run"
     with pytest.raises(MemoryError):
         lab.fit(values, folder, callbacks=(Crash(),))
-    assert final(folder).name == "step-00000006"
-    lab.fit(values, folder, resume=final(folder))
+    assert checkpoint_of(folder).name == "step-00000006"
+    lab.fit(values, folder, resume=checkpoint_of(folder))
     same_run(folder, whole[1])
 
 
@@ -210,7 +172,7 @@ def test_resuming_at_the_last_step_changes_nothing(lab: Lab, whole: tuple[Traini
     import shutil
 
     folder = Path(shutil.copytree(whole[1], tmp_path / "run"))
-    lab.fit(lab.values(), folder, resume=final(folder))
+    lab.fit(lab.values(), folder, resume=checkpoint_of(folder))
     same_run(folder, whole[1])
 
 
@@ -218,7 +180,7 @@ def test_mining_happens_exactly_once_an_epoch(lab: Lab, whole: tuple[Training, P
     assert whole[0].trainers[0].times_mined == 3  # epochs of 4 steps: 10 steps begin three
     folder = tmp_path / "run"
     lab.fit(lab.values(), folder, callbacks=(StopAt(6),))
-    resumed = lab.fit(lab.values(), folder, resume=final(folder))
+    resumed = lab.fit(lab.values(), folder, resume=checkpoint_of(folder))
     assert resumed.trainers[0].times_mined == 3
 
 
@@ -250,109 +212,6 @@ def test_each_step_draws_from_every_source(lab: Lab, tmp_path: Path) -> None:
     assert watch.epochs == [0] * 4 + [1] * 4
     # Two whole epochs see every view twice, and two of each object's six views are outliers.
     assert (watch.outliers, watch.views) == (2 * 8 * 2, 2 * 8 * 6)
-
-
-# -- checkpoints -------------------------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_holds_only_what_trains(whole: tuple[Training, Path]) -> None:
-    folder = final(whole[1])
-    assert sorted(path.name for path in folder.iterdir()) == sorted([WEIGHTS, STATE])
-    weights = load_weights(folder / WEIGHTS)
-    assert {key.rpartition("/")[0] for key in weights} == {
-        "adapters/ovt.lora",
-        "adapters/ovt.viformer",
-        "adapters/ovt.logit_scale",
-    }
-    assert {id(p) for p in whole[0].module.trained().values()} <= {id(p) for p in whole[0].module.parameters()}
-    assert set(weights) == set(whole[0].module.trained())
-    torch.load(folder / STATE, weights_only=True)
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, STATE])
-@pytest.mark.parametrize("damage", ["gone", "cut", "rubbish"])
-def test_a_damaged_checkpoint_is_one_line(whole: tuple[Training, Path], tmp_path: Path, name: str, damage: str) -> None:
-    import shutil
-
-    folder = tmp_path / "step-00000010"
-    shutil.copytree(final(whole[1]), folder)
-    path = folder / name
-    content = path.read_bytes()
-    path.unlink()
-    if damage != "gone":
-        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\x80\x04rubbish" * 50)
-    with pytest.raises(WeightsError) as caught:
-        FolderCheckpoint().load_checkpoint(folder)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_pickle_in_place_of_the_state_is_not_run(tmp_path: Path, whole: tuple[Training, Path]) -> None:
-    import pickle
-    import shutil
-
-    class Harm:
-        def __reduce__(self) -> Any:
-            return (Path(tmp_path / "harm").write_text, ("done",))
-
-    folder = tmp_path / "step-00000010"
-    shutil.copytree(final(whole[1]), folder)
-    (folder / STATE).write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(WeightsError, match="damaged or not a checkpoint"):
-        FolderCheckpoint().load_checkpoint(folder)
-    assert not (tmp_path / "harm").exists()
-
-
-def test_a_checkpoint_of_another_run_is_refused_by_name(lab: Lab, whole: tuple[Training, Path], tmp_path: Path) -> None:
-    values = lab.values(adapters={"ovt.lora": {"rank": 3}})
-    with pytest.raises(WeightsError, match=r"do not fit .*lora_a is \(2, 32\), not \(3, 32\)"):
-        lab.fit(values, tmp_path / "run", resume=final(whole[1]))
-
-
-# -- what goes wrong ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("log_every", [1, 100])
-def test_a_nan_loss_names_term_and_step_and_keeps_the_last_good_checkpoint(
-    lab: Lab, tmp_path: Path, log_every: int
-) -> None:
-    values = lab.values(run={"checkpoint_every": 2, "log_every": log_every})
-    with pytest.raises(NonFiniteLossError, match=r"core\.itc .*NaN or infinite at step 5"):
-        lab.fit(values, tmp_path / "run", callbacks=(Poison(5, "weight"),))
-    good = load_weights(final(tmp_path / "run") / WEIGHTS)
-    assert final(tmp_path / "run").name == "step-00000004"
-    assert all(value.isfinite().all() for value in good.values())
-    resumed = lab.fit(values, tmp_path / "run", resume=final(tmp_path / "run"))
-    assert resumed.module.outcome is not None
-    assert resumed.module.outcome.total.isfinite()
-
-
-def test_a_nan_gradient_is_not_saved_either(lab: Lab, tmp_path: Path) -> None:
-    values = lab.values(run={"checkpoint_every": 2, "log_every": 100})
-    with pytest.raises(NonFiniteLossError, match=r"gradient .*at step 3"):
-        lab.fit(values, tmp_path / "run", callbacks=(Poison(3, "gradient"),))
-    assert final(tmp_path / "run").name == "step-00000002"
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file can grow beyond `size` bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("size", [0, 400, 15_000, 30_000], ids=["metrics", "a later row", "weights", "state"])
-def test_a_full_disk_is_one_line(lab: Lab, tmp_path: Path, size: int) -> None:
-    training = lab.prepare(lab.values(), tmp_path / "run")
-    with largest_file(size), pytest.raises(DataError) as caught:
-        fitted(training, tmp_path / "run")
-    assert str(tmp_path / "run") in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "run").rglob("*.tmp*"))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -439,7 +298,7 @@ def test_the_best_checkpoint_is_kept(lab: Lab, tmp_path: Path) -> None:
         vectors[step] = next(iter(training.module.trained().values())).detach().clone()
         return {"score": figures[step]}
 
-    fitted(training, tmp_path / "run", measure=measure)
+    lab.train(training, tmp_path / "run", measure=measure)
     pointer = json.loads((tmp_path / "run/checkpoints/last.json").read_text())
     assert pointer == {"last": "step-00000010", "best": "step-00000004", "best_value": 0.9}
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))
@@ -467,8 +326,10 @@ def test_measuring_changes_nothing_in_a_run(lab: Lab, whole: tuple[Training, Pat
         found = evaluate(model, session.evaluators, session.measured, output)
         return {figure.name: figure.value for result in found.values() for figure in result.figures}
 
-    fitted(training, tmp_path / "run", measure=measure)
-    equal_states(load_weights(final(tmp_path / "run") / WEIGHTS), load_weights(final(whole[1]) / WEIGHTS))
+    lab.train(training, tmp_path / "run", measure=measure)
+    equal_states(
+        load_weights(checkpoint_of(tmp_path / "run") / WEIGHTS), load_weights(checkpoint_of(whole[1]) / WEIGHTS)
+    )
     assert "core.zero_shot/top1/ood" in rows_of(tmp_path / "run")[2]
 
 
@@ -476,4 +337,4 @@ def test_an_unknown_best_figure_is_named(lab: Lab, tmp_path: Path) -> None:
     values = lab.values(validate={"every": 1, "best": "score", "on": [], "data": {}})
     training = lab.prepare(values, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"no figure 'score'; there are: top1"):
-        fitted(training, tmp_path / "run", measure=lambda model, output: {"top1": 0.5})
+        lab.train(training, tmp_path / "run", measure=lambda model, output: {"top1": 0.5})

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from mvcore.errors import PluginError
 from mvcore.model import Pipeline
-from mvcore.parts import Backbone
 from mvcore.training.fit import Training
 from mvcore.training.objective import Objective, Term
 from mvcore.types import Features, ViewBatch
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from conftest import Lab
 
 Batches = dict[str, ViewBatch]
+IMAGE_SIZES = {"objects": 32, "whole": 32}
 
 
 class Spread(nn.Module):
@@ -37,17 +35,6 @@ class Spread(nn.Module):
             if len(views) > 1:
                 total, count = total + self.gain * views.var(dim=0).sum(), count + 1
         return {"loss": total, "count": torch.tensor(count)}
-
-
-class Given(nn.Module):
-    """Gives back what a function of (features, batch) gives."""
-
-    def __init__(self, function: Callable[[Features, ViewBatch], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, features: Features, batch: ViewBatch) -> Any:
-        return self.function(features, batch)
 
 
 # -- the model in float64 and its batches ------------------------------------------------------------------------------
@@ -101,10 +88,6 @@ def stepped(training: Training, step: Callable[[], Any]) -> tuple[Any, dict[str,
     training.module.zero_grad(set_to_none=True)
     outcome = step()
     return outcome, gradients(training.module)
-
-
-def backward(total: Tensor) -> None:
-    total.backward()
 
 
 def agree(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 1e-9) -> None:
@@ -197,7 +180,7 @@ def with_spread(training: Training) -> Objective:
         training.pipeline,
         [*old.terms, spread],
         old.keys,
-        {"objects": 32, "whole": 32},
+        IMAGE_SIZES,
         old.publishers,
         {f"state:{key}": axis for key, axis in old.state_axes.items()},
     )
@@ -230,18 +213,18 @@ def test_each_term_equals_its_definition_in_value_and_gradient(lab: Lab, tmp_pat
             training.pipeline,
             [term],
             objective.keys,
-            {"objects": 32, "whole": 32},
+            IMAGE_SIZES,
             objective.publishers,
             {f"state:{key}": axis for key, axis in objective.state_axes.items()},
         )
-        outcome, found = stepped(training, lambda alone=alone: alone.step(batches, backward))
+        outcome, found = stepped(training, lambda alone=alone: alone.step(batches, Tensor.backward))
         expected, wanted = stepped(
             training, lambda weights={term.name: term.weight}: differentiated(training, batches, weights)
         )
         assert float(outcome.total) == pytest.approx(expected, rel=1e-9)
         agree(found, wanted)
     weights = {term.name: term.weight for term in objective.terms}
-    outcome, found = stepped(training, lambda: objective.step(batches, backward))
+    outcome, found = stepped(training, lambda: objective.step(batches, Tensor.backward))
     expected, wanted = stepped(training, lambda: differentiated(training, batches, weights))
     assert float(outcome.total) == pytest.approx(expected, rel=1e-9)
     assert set(outcome.terms) == {"core.itc", "ovt.vc", "spread"}
@@ -265,8 +248,10 @@ def test_the_gradient_cache_equals_the_whole_batch(lab: Lab, tmp_path: Path, chu
     training, batches = built(lab, tmp_path)
     objective = with_spread(training)
     training.trainers[0].mine()
-    whole, wanted = stepped(training, lambda: objective.step(batches, backward))
-    cached, found = stepped(training, lambda: objective.cached_step(batches, backward, chunk, lambda number: None))
+    whole, wanted = stepped(training, lambda: objective.step(batches, Tensor.backward))
+    cached, found = stepped(
+        training, lambda: objective.cached_step(batches, Tensor.backward, chunk, lambda number: None)
+    )
     assert cached.terms.keys() == whole.terms.keys()
     for name, value in whole.terms.items():
         assert float(cached.terms[name]) == pytest.approx(float(value), rel=1e-9), name
@@ -286,7 +271,7 @@ def test_the_gradient_cache_draws_dropout_alike_in_both_passes(lab: Lab, tmp_pat
     def reseed(number: int) -> None:
         torch.manual_seed(100 + number)
 
-    cached, found = stepped(training, lambda: objective.cached_step(batches, backward, chunk, reseed))
+    cached, found = stepped(training, lambda: objective.cached_step(batches, Tensor.backward, chunk, reseed))
 
     def reference() -> Tensor:
         from mvcore.packing import split_objects
@@ -307,7 +292,9 @@ def test_the_gradient_cache_draws_dropout_alike_in_both_passes(lab: Lab, tmp_pat
     total, wanted = stepped(training, reference)
     assert float(cached.total) == pytest.approx(float(total), rel=1e-9)
     agree(found, wanted)
-    again, _ = stepped(training, lambda: objective.cached_step(batches, backward, chunk, lambda k: reseed(k + 50)))
+    again, _ = stepped(
+        training, lambda: objective.cached_step(batches, Tensor.backward, chunk, lambda k: reseed(k + 50))
+    )
     assert float(again.total) != float(cached.total)  # dropout is really on
 
 
@@ -321,23 +308,25 @@ def test_sources_of_equal_size_share_a_pass_and_losses_get_their_own_rows(lab: L
     training.pipeline.backbone.model.visual.register_forward_hook(lambda _, args, __: passes.append(len(args[0])))  # pyright: ignore[reportAttributeAccessIssue]
     seen: dict[str, tuple[list[int], list[str], list[int]]] = {}
 
-    def note(name: str) -> Given:
-        def look(features: Features, batch: ViewBatch) -> Tensor:
+    class Note(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def forward(self, features: Features, batch: ViewBatch) -> Tensor:
             assert features.view.shape[0] == batch.n_views
             assert features.text.shape[0] == len(batch.captions)
-            seen[name] = (batch.view_ids.tolist(), list(batch.captions), batch.source.tolist())
+            seen[self.name] = (batch.view_ids.tolist(), list(batch.captions), batch.source.tolist())
             return features.view.sum() * 0
-
-        return Given(look)
 
     needs = frozenset({"view", "text", "captions", "view_ids"})
     terms = [
-        Term("both", note("both"), needs, ("objects", "whole")),
-        Term("first", note("first"), needs, ("objects",)),
-        Term("second", note("second"), needs, ("whole",)),
+        Term("both", Note("both"), needs, ("objects", "whole")),
+        Term("first", Note("first"), needs, ("objects",)),
+        Term("second", Note("second"), needs, ("whole",)),
     ]
     keys = {name: frozenset({"view", "text"}) for name in batches}
-    Objective(training.pipeline, terms, keys, {"objects": 32, "whole": 32}).step(batches, backward)
+    Objective(training.pipeline, terms, keys, IMAGE_SIZES).step(batches, Tensor.backward)
     views = [batches["objects"].n_views, batches["whole"].n_views]
     assert passes == [sum(views)]
     ids, captions = ([b.view_ids.tolist() for b in batches.values()], [list(b.captions) for b in batches.values()])
@@ -347,209 +336,9 @@ def test_sources_of_equal_size_share_a_pass_and_losses_get_their_own_rows(lab: L
     passes.clear()
     # Other keys on each source: what one does not want is not computed for it.
     split = {"objects": frozenset({"view", "text"}), "whole": frozenset({"text"})}
-    Objective(training.pipeline, terms[1:2], split, {"objects": 32, "whole": 32}).step(batches, backward)
+    Objective(training.pipeline, terms[1:2], split, IMAGE_SIZES).step(batches, Tensor.backward)
     assert passes == [views[0]]
     del objective
-
-
-class AnySize(Backbone):
-    """A small convolution that takes images of any size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Conv2d(3, 6, 4, stride=4, dtype=torch.float64)
-        self.dims = {"view": 6, "dense": 6}
-        self.provides = frozenset({"view", "dense"})
-        self.image_size = None
-        self.library = "test"
-        self.sizes: list[tuple[int, int]] = []
-
-    @property
-    def model(self) -> nn.Module:
-        return self.net
-
-    def set_trainable(self, mode: str) -> None:
-        self.net.requires_grad_(mode == "all")
-
-    def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
-        assert batch.images is not None
-        self.sizes.append((batch.n_views, batch.images.shape[-1]))
-        dense = self.net(batch.images.double() / 255)
-        return {key: value for key, value in {"view": dense.mean((2, 3)), "dense": dense}.items() if key in keys}
-
-
-def sized(counts: list[int], size: int, seed: int) -> ViewBatch:
-    images = torch.randint(
-        0, 256, (sum(counts), 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-    )
-    ids = torch.arange(len(counts)) + 10 * seed
-    return ViewBatch.make(counts, images=images, object_ids=ids)
-
-
-def sum_of_squares(features: Features, batch: ViewBatch) -> Tensor:
-    return features.view.square().sum()
-
-
-def test_sources_of_different_size_go_through_apart() -> None:
-    torch.manual_seed(0)
-    backbone = AnySize()
-    batches = {"a": sized([2, 1], 8, 1), "b": sized([1, 3], 16, 2), "c": sized([2], 8, 3)}
-    keys = {name: frozenset({"view"}) for name in batches}
-    term = Term("squares", Given(sum_of_squares), frozenset({"view"}), ("a", "b", "c"), 2.0)
-    objective = Objective(Pipeline(backbone, []), [term], keys, {"a": 8, "b": 16, "c": 8})
-    outcome = objective.step(batches, backward)
-    assert backbone.sizes == [(5, 8), (4, 16)]
-    found = backbone.net.weight.grad
-    backbone.net.weight.grad = None
-    expected = sum(backbone.encode(batch, frozenset({"view"}))["view"].square().sum() for batch in batches.values())
-    assert isinstance(expected, Tensor)
-    (2 * expected).backward()
-    assert float(outcome.total) == pytest.approx(2 * float(expected.detach()))
-    torch.testing.assert_close(found, backbone.net.weight.grad)
-    backbone.sizes.clear()
-    backbone.net.weight.grad = None
-    cached = objective.cached_step(batches, backward, 2, lambda number: None)
-    assert float(cached.total) == pytest.approx(float(outcome.total))
-    torch.testing.assert_close(backbone.net.weight.grad, found)
-    assert max(views for views, _ in backbone.sizes) <= 3  # an object is never split
-
-
-def test_maps_are_not_held_for_a_whole_batch() -> None:
-    """A term of scope `object` sees its chunk's maps only, and its divisor is that of the whole batch."""
-    torch.manual_seed(0)
-    backbone = AnySize()
-    batch = sized([1, 2, 3, 1], 8, 1)
-    rows: list[int] = []
-
-    def squares(features: Features, own: ViewBatch) -> dict[str, Any]:
-        rows.append(features["dense"].shape[0])
-        return {"loss": features["dense"].square().sum(), "count": own.n_objects}
-
-    term = Term("maps", Given(squares), frozenset({"dense"}), ("a",), 1.0, "object")
-    objective = Objective(Pipeline(backbone, []), [term], {"a": frozenset({"dense"})}, {"a": 8})
-    whole = objective.step({"a": batch}, backward)
-    found, backbone.net.weight.grad = backbone.net.weight.grad, None
-    assert rows == [7]
-    rows.clear()
-    cached = objective.cached_step({"a": batch}, backward, 3, lambda number: None)
-    assert max(rows) == 3
-    assert float(cached.terms["maps"]) == pytest.approx(float(whole.terms["maps"]))
-    assert float(cached.total) == pytest.approx(float(whole.total))
-    torch.testing.assert_close(backbone.net.weight.grad, found)
-
-
-# -- losses ------------------------------------------------------------------------------------------------------------
-
-
-def small(function: Callable[[Features, ViewBatch], Any], scope: str = "batch", **options: Any) -> Any:
-    """One step of one loss on a small backbone."""
-    term = Term("mine.loss", Given(function), options.pop("needs", frozenset({"view"})), ("a",), 1.0, scope)
-    keys = {"a": frozenset({"view", "dense"})}
-    objective = Objective(Pipeline(AnySize(), []), [term], keys, {"a": 8}, **options)
-    return objective.step({"a": sized([2, 1], 8, 1)}, backward)
-
-
-def test_what_a_loss_says_beside_its_value_is_logged() -> None:
-    outcome = small(lambda f, b: {"loss": f.view.sum(), "share": f.view.mean(), "rows": torch.tensor(3)})
-    assert set(outcome.logged) == {"mine.loss/share", "mine.loss/rows"}
-    assert float(outcome.logged["mine.loss/rows"]) == 3
-    assert not outcome.logged["mine.loss/share"].requires_grad
-
-
-@pytest.mark.parametrize(
-    ("function", "scope", "said"),
-    [
-        (lambda f, b: f.view, "batch", r"mine\.loss is a tensor of shape \(3, 6\)"),
-        (lambda f, b: None, "batch", r"mine\.loss is a NoneType"),
-        (lambda f, b: 1.0, "batch", r"mine\.loss is a float"),
-        (lambda f, b: {"value": f.view.sum()}, "batch", r"mine\.loss returned a dict without 'loss' \(it has: value"),
-        (lambda f, b: {"loss": f.view.sum(), "share": 0.5}, "batch", r"mine\.loss: 'share' is a float"),
-        (lambda f, b: f.view.sum(), "object", r"mine\.loss has scope 'object' and must return"),
-        (lambda f, b: {"loss": f.view.sum()}, "object", r"mine\.loss has scope 'object' and must return"),
-        (lambda f, b: {"loss": 2, "count": 1}, "object", r"mine\.loss is a int"),
-    ],
-)
-def test_a_wrong_return_is_named(function: Any, scope: str, said: str) -> None:
-    with pytest.raises(PluginError, match=said) as caught:
-        small(function, scope)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("function", "said"),
-    [
-        (lambda f, b: f.text.sum(), r"loss mine\.loss reads 'text'.*\(it has: view\)"),
-        (lambda f, b: f["dense"].sum(), r"loss mine\.loss reads 'dense'"),
-        (lambda f, b: f.view.sum() + b.images.sum(), r"loss mine\.loss reads batch\.images"),
-        (lambda f, b: f.view.sum() * len(b.captions), r"loss mine\.loss reads batch\.captions"),
-        (lambda f, b: b.state["ovt.anchors"].sum(), r"loss mine\.loss reads 'state:ovt\.anchors'"),
-    ],
-)
-def test_reading_what_was_not_declared_is_refused_by_name(function: Any, said: str) -> None:
-    with pytest.raises(PluginError, match=said):
-        small(function)
-
-
-def test_a_loss_may_read_the_layout() -> None:
-    outcome = small(lambda f, b: f.view.sum() * b.n_objects + 0 * (b.object_of_view + b.view_counts[0]).sum())
-    assert math.isfinite(float(outcome.total))
-
-
-def test_published_state_reaches_the_losses_that_need_it() -> None:
-    def publish(batch: ViewBatch) -> dict[str, Tensor]:
-        return {"mine.weight": 2.0 * batch.object_ids, "mine.other": batch.view_ids}
-
-    def weighted(features: Features, batch: ViewBatch) -> Tensor:
-        assert set(batch.state) == {"mine.weight"}
-        return (features.view.sum(dim=1) * batch.state["mine.weight"][batch.object_of_view]).sum()
-
-    backbone = AnySize()
-    batch = sized([2, 1], 8, 1)
-    term = Term("mine.loss", Given(weighted), frozenset({"view", "state:mine.weight"}), ("a",))
-    axes: Any = {"state:mine.weight": "object", "state:mine.other": "view"}
-    objective = Objective(
-        Pipeline(backbone, []), [term], {"a": frozenset({"view"})}, {"a": 8}, {"state:mine.weight": publish}, axes
-    )
-    sums = backbone.encode(batch, frozenset({"view"}))["view"].sum(dim=1)
-    expected = float((sums[0] * 20 + sums[1] * 20 + sums[2] * 22).detach())
-    assert float(objective.step({"a": batch}, backward).total) == pytest.approx(expected)
-    assert float(objective.cached_step({"a": batch}, backward, 1, lambda k: None).total) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_observers_see_every_feature_of_the_step_detached(cached: bool) -> None:
-    backbone = AnySize()
-    batch = sized([2, 1], 8, 1)
-    term = Term(
-        "maps", Given(lambda f, b: {"loss": f["dense"].sum(), "count": 1}), frozenset({"dense"}), ("a",), 1, "object"
-    )
-    objective = Objective(Pipeline(backbone, []), [term], {"a": frozenset({"view", "dense"})}, {"a": 8})
-    seen: list[tuple[ViewBatch, Features]] = []
-    objective.observers["a"] = [lambda own, features: seen.append((own, features))]
-    if cached:
-        objective.cached_step({"a": batch}, backward, 1, lambda k: None)
-    else:
-        objective.step({"a": batch}, backward)
-    assert len(seen) == 1
-    assert torch.equal(seen[0][0].object_ids, batch.object_ids)
-    torch.testing.assert_close(seen[0][1].view, backbone.encode(batch, frozenset({"view"}))["view"].detach())
-    assert not seen[0][1].view.requires_grad
-
-
-def test_half_precision_reaches_losses_as_float32() -> None:
-    class Half(AnySize):
-        def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
-            return {key: value.to(torch.bfloat16) for key, value in super().encode(batch, keys).items()}
-
-    def check(features: Features, batch: ViewBatch) -> Tensor:
-        assert features.view.dtype == torch.float32
-        assert (features.view @ features.view.T).dtype == torch.float32  # autocast is off
-        return features.view.sum()
-
-    term = Term("mine.loss", Given(check), frozenset({"view"}), ("a",))
-    objective = Objective(Pipeline(Half(), []), [term], {"a": frozenset({"view"})}, {"a": 8})
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        objective.step({"a": sized([2, 1], 8, 1)}, backward)
 
 
 # -- weights and outliers ----------------------------------------------------------------------------------------------
@@ -561,16 +350,13 @@ def test_without_an_outlier_the_total_is_the_image_text_loss(lab: Lab, tmp_path:
     mining = training.trainers[0]
     mining.mine()
     mining._outliers = torch.zeros_like(mining._outliers)
-    outcome, found = stepped(training, lambda: training.module.objective.step(batches, backward))
+    outcome, found = stepped(training, lambda: training.module.objective.step(batches, Tensor.backward))
     assert float(outcome.terms["ovt.vc"]) == 0
     assert float(outcome.total) == float(outcome.terms["core.itc"])
     alone = Objective(
-        training.pipeline,
-        training.module.objective.terms[:1],
-        training.module.objective.keys,
-        {"objects": 32, "whole": 32},
+        training.pipeline, training.module.objective.terms[:1], training.module.objective.keys, IMAGE_SIZES
     )
-    _, wanted = stepped(training, lambda: alone.step(batches, backward))
+    _, wanted = stepped(training, lambda: alone.step(batches, Tensor.backward))
     agree(found, wanted, tolerance=1e-12)
 
 
@@ -578,13 +364,11 @@ def test_a_loss_of_weight_zero_costs_nothing(lab: Lab, tmp_path: Path) -> None:
     training, batches = built(lab, tmp_path, losses={"ovt.vc": {"weight": 0.0}})
     assert [term.name for term in training.module.objective.terms] == ["core.itc"]
     assert training.trainers == []  # nobody reads what it would mine
-    outcome, found = stepped(training, lambda: training.module.objective.step(batches, backward))
+    outcome, found = stepped(training, lambda: training.module.objective.step(batches, Tensor.backward))
     full, _ = built(lab, tmp_path)
-    alone = Objective(
-        full.pipeline, full.module.objective.terms[:1], full.module.objective.keys, {"objects": 32, "whole": 32}
-    )
+    alone = Objective(full.pipeline, full.module.objective.terms[:1], full.module.objective.keys, IMAGE_SIZES)
     full.module.objective = alone
-    expected, wanted = stepped(full, lambda: alone.step(batches, backward))
+    expected, wanted = stepped(full, lambda: alone.step(batches, Tensor.backward))
     assert float(outcome.total) == float(expected.total)
     agree(found, wanted, tolerance=1e-12)
 
@@ -600,10 +384,10 @@ def test_consistency_from_the_steps_embeddings_equals_a_second_pass(lab: Lab, tm
         training.pipeline,
         [term],
         training.module.objective.keys,
-        {"objects": 32, "whole": 32},
+        IMAGE_SIZES,
         training.module.objective.publishers,
     )
-    outcome, found = stepped(training, lambda: alone.step(batches, backward))
+    outcome, found = stepped(training, lambda: alone.step(batches, Tensor.backward))
 
     def second_pass() -> Tensor:
         batch = batches["objects"]
