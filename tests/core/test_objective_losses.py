@@ -134,6 +134,25 @@ def test_what_a_loss_says_beside_its_value_is_logged() -> None:
     assert not outcome.logged["mine.loss/share"].requires_grad
 
 
+def test_a_loss_that_raises_is_named_with_the_place() -> None:
+    def broken(features: Features, batch: ViewBatch) -> Tensor:
+        raise RuntimeError("two\nlines")
+
+    with pytest.raises(
+        PluginError, match=r"^loss mine\.loss failed: RuntimeError: two lines \(test_\w+\.py:\d+\)"
+    ) as caught:
+        small(broken)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_loss_out_of_memory_is_not_its_fault() -> None:
+    def greedy(features: Features, batch: ViewBatch) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        small(greedy)
+
+
 def test_plain_numbers_beside_the_value_are_logged() -> None:
     outcome = small(lambda f, b: {"loss": f.view.sum(), "share": 0.5, "rows": f.view.shape[0], "all": True})
     logged = {key: float(value) for key, value in outcome.logged.items()}
