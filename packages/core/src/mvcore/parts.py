@@ -241,11 +241,3 @@ class RunHandle(Protocol):
     def log(self, values: Mapping[str, float]) -> None:
         """Adds to the metrics of the current step."""
         ...
-
-
-class PublishedState(Protocol):
-    """The part of a trainer that losses read."""
-
-    def state(self, batch: ViewBatch) -> dict[str, Tensor]:
-        """Published tensors aligned with the batch's objects or views, by name without `state:`; no device sync."""
-        ...
