@@ -89,18 +89,6 @@ def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
     return ((logits > own) | ((logits == own) & before)).sum(dim=1)
 
 
-def topk_accuracy(logits: Tensor, labels: Tensor, topk: Sequence[int] = (1, 5)) -> dict[int, float]:
-    """The share of the N views whose class is among the k largest logits, for each k.
-
-    Raises:
-        ValueError: as `label_ranks`, or no view.
-    """
-    ranks = label_ranks(logits, labels)
-    if len(ranks) == 0:
-        raise ValueError("accuracy of no view is not defined")
-    return {k: float((ranks < k).double().mean()) for k in topk}
-
-
 @dataclass(frozen=True)
 class _Classes:
     """The classes that every source is scored against."""
