@@ -379,14 +379,9 @@ def test_consistency_from_the_steps_embeddings_equals_a_second_pass(lab: Lab, tm
 
     training, batches = built(lab, tmp_path)
     training.trainers[0].mine()
-    term = next(term for term in training.module.objective.terms if term.name == "ovt.vc")
-    alone = Objective(
-        training.pipeline,
-        [term],
-        training.module.objective.keys,
-        IMAGE_SIZES,
-        training.module.objective.publishers,
-    )
+    own = training.module.objective
+    term = next(term for term in own.terms if term.name == "ovt.vc")
+    alone = Objective(training.pipeline, [term], own.keys, IMAGE_SIZES, own.publishers)
     outcome, found = stepped(training, lambda: alone.step(batches, Tensor.backward))
 
     def second_pass() -> Tensor:
