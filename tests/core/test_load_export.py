@@ -9,16 +9,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import mvcore
 import numpy as np
 import pytest
 import torch
+from mvcore.api import EncoderSpec, hookimpl
 from mvcore.config_layers import Layers, to_yaml
 from mvcore.errors import ConfigError, MvcoreError, WeightsError
 from mvcore.exporting import Export, export
 from mvcore.model import Model
+from mvcore.plugins import reset
 from mvcore.run_folder import read_config
 from mvcore.running import _trained
 from rich.console import Console
@@ -42,7 +45,7 @@ class Run:
     weights: Path
 
 
-def train_run(lab: Lab, folder: Path, adapters: tuple[str, ...], **changes: Any) -> Run:
+def train_run(lab: Lab, folder: Path, adapters: tuple[str, ...], /, **changes: Any) -> Run:
     """A run on base weights of its own file."""
     plain = mvcore.load(str(lab.clip))
     weights = folder.parent / f"{folder.name}-base.safetensors"
@@ -337,6 +340,34 @@ def test_plain_open_clip_gives_the_same_vectors(mergeable: Run, tmp_path: Path) 
     np.testing.assert_allclose(found["texts"], texts.numpy(), rtol=1e-4, atol=1e-5)
     scale: Any = mergeable.model.adapters["ovt.logit_scale"].logit_scale
     assert float(found["scale"]) == pytest.approx(float(scale.detach()))
+
+
+class Unfreezing(torch.nn.Module):
+    """An adapter as a plugin may write it: no parameter of its own, it lets one of the backbone's train."""
+
+    def attach(self, backbone: Any) -> None:
+        backbone.model.positional_embedding.requires_grad_(True)
+
+
+@pytest.mark.parametrize("others", [(), ("ovt.viformer",)])
+def test_an_export_with_an_adapter_that_unfreezes_loads_again(
+    lab: Lab, tmp_path: Path, others: tuple[str, ...]
+) -> None:
+    @hookimpl
+    def mvcore_register_encoders() -> list[EncoderSpec]:
+        return [EncoderSpec(name="bias", kind="adapter", summary="Unfreezes", factory=Unfreezing)]
+
+    plugin = ModuleType("unfreezing")
+    vars(plugin).update(MVCORE_API=1, mvcore_register_encoders=mvcore_register_encoders)
+    try:
+        mvcore.register(plugin)
+        one = train_run(lab, tmp_path / "run", others, adapters={"unfreezing.bias": {}})
+        exported(one, tmp_path / "export")
+        loaded = mvcore.load(tmp_path / "export")
+        for found, expected in zip(vectors(loaded), vectors(one.model), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        reset()
 
 
 def test_an_export_is_never_overwritten(run: Run, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def _write(
         left |= {f"adapters/{link.name}/{key}": value for key, value in trained_state(link.module).items()}
         if link.name in adapters:
             entries[link.name] = adapters[link.name].flat()
-    if left:
+    if entries or left:
         save_weights(folder / BESIDE, left)
     about = {"library": backbone.library, "merged": list(merged), "beside": entries}
     write_text(folder / EXPORT, json.dumps(about, indent=1) + "\n")
@@ -129,6 +129,9 @@ def load_export(folder: Path, *, plain: bool = False) -> Pipeline:
     encoder = Part(id=f"core.{about['library']}", args={"model": f"local-dir:{folder.absolute()}"})
     pipeline = make_run_pipeline(encoder, {} if plain else entries, seed=0)
     if entries and not plain:
+        # What adapters let train of the library's own weights stands in the library's file.
+        for _, parameter in pipeline.backbone_parameters():
+            parameter.requires_grad_(False)
         load_pipeline_state(pipeline, load_weights(folder / BESIDE))
     return pipeline
 
