@@ -152,7 +152,7 @@ def test_what_an_adapter_on_the_way_reads_must_be_there_too():
 
 def test_a_source_that_no_loss_reads_is_refused():
     assert refused("data:\n  b: {batch_size: 2}\nlosses: {parts.view: {on: [a]}}", {"a": ALL, "b": ALL}) == (
-        "run.yaml:2: data.b: no loss reads this source; drop it, or name it in a loss's `on`"
+        "run.yaml:2: data.b: no loss reads this source; drop it (--set 'data[b]=null'), or name it in a loss's `on`"
     )
 
 

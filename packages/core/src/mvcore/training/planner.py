@@ -202,7 +202,7 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
     for name in datasets:
         # A loss of weight 0 counts: the control of a run keeps its data.
         if not any(name in term.sources for term in terms):
-            text = "no loss reads this source; drop it, or name it in a loss's `on`"
+            text = f"no loss reads this source; drop it (--set 'data[{name}]=null'), or name it in a loss's `on`"
             raise ConfigError(blueprint.sources[name].place.line([], text))
     keys = {
         name: frozenset[str]().union(
