@@ -110,6 +110,14 @@ def test_strength_0_is_the_untouched_model_bit_for_bit(run: Run, mergeable: Run,
             assert torch.equal(found, expected)
 
 
+def test_a_folder_of_seeds_names_its_runs(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds one run for each seed; name one: seed-0, seed-1"):
+        mvcore.load(tmp_path)
+
+
 def test_strength_belongs_to_runs(lab: Lab) -> None:
     with pytest.raises(ConfigError, match="strength applies to runs"):
         mvcore.load(str(lab.clip), strength=0.5)

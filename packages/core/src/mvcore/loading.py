@@ -74,6 +74,9 @@ def chosen_encoder(args: Mapping[str, Any], part_id: str = "core.open_clip", nam
 def _load_plain(source: str) -> Pipeline:
     path = Path(source).expanduser()
     if path.is_dir():
+        seeds = sorted(part.parent.name for part in path.glob("seed-*/run.json"))
+        if seeds:
+            raise ConfigError(f"{source} holds one run for each seed; name one: {', '.join(seeds)}")
         raise ConfigError(f"{source}: neither a run nor an export (it has no run.json and no {EXPORT})")
     model, pretrained = model_and_tag(source)
     if pretrained is None and path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
