@@ -311,3 +311,14 @@ def test_sections_of_the_wrong_kind(tmp_path: Path, yaml, line, flags):
     text = refused(file=path, **flags)  # one line in any case
     if not flags:
         assert f"{path}:1: {line}" in text
+
+
+def test_a_source_that_only_dropped_losses_named_goes_with_them() -> None:
+    found = resolved(plugins=["ovt"], losses=["core.itc=0"])
+    assert list(found.layers.config().data) == ["objects"]
+    assert "source frontal dropped: no loss that is left reads it" in found.notes
+
+
+def test_a_loss_without_on_keeps_every_source() -> None:
+    found = resolved(plugins=["ovt"], losses=["core.itc=0", "core.siglip=1"])
+    assert set(found.layers.config().data) == {"objects", "frontal"}

@@ -19,7 +19,7 @@ class PluginError(MvcoreError):
     """A plugin or an id is unknown, absent, broken or does not keep its part of the contract."""
 
 
-class WeightsError(MvcoreError):
+class WeightsError(MvcoreError, ValueError):
     """Weights cannot be found, read, or do not fit the model."""
 
 

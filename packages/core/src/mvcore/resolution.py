@@ -245,6 +245,7 @@ def _drop_readers(parts: dict[str, Any], source: str, kind: str, notes: list[str
 
 def _set_losses(layers: Layers, request: Request, registry: Registry, notes: list[str]) -> None:
     losses = section_of(layers.values, "losses")
+    before = set(losses)
     wanted = dict(_loss_and_weight(text, losses) for text in request.losses)
     if request.only_losses:
         if not wanted:
@@ -265,6 +266,20 @@ def _set_losses(layers: Layers, request: Request, registry: Registry, notes: lis
                 f"--loss {name}=0: there is no such loss to drop{did_you_mean(name, losses)} (there are: "
                 f"{listed(losses)})"
             )
+    if before - set(losses):
+        _drop_sources_without_reader(layers, notes)
+
+
+def _drop_sources_without_reader(layers: Layers, notes: list[str]) -> None:
+    """A source that only dropped losses named goes with them; a loss without `on` may read any source."""
+    losses = section_of(layers.values, "losses").values()
+    named = [entry.get("on") if isinstance(entry, Mapping) else None for entry in losses]
+    if any(on is None for on in named):
+        return
+    read = {name for on in named for name in on}
+    for name in [name for name in section_of(layers.values, "data") if name not in read]:
+        layers.merge({"data": {name: None}}, "--loss")
+        notes.append(f"source {name} dropped: no loss that is left reads it")
 
 
 def _loss_and_weight(text: str, losses: Mapping[str, Any]) -> tuple[str, float]:
