@@ -273,10 +273,11 @@ def _set_losses(layers: Layers, request: Request, registry: Registry, notes: lis
 def _drop_sources_without_reader(layers: Layers, notes: list[str]) -> None:
     """A source that only dropped losses named goes with them; a loss without `on` may read any source."""
     losses = section_of(layers.values, "losses").values()
-    named = [entry.get("on") if isinstance(entry, Mapping) else None for entry in losses]
-    if any(on is None for on in named):
-        return
-    read = {name for on in named for name in on}
+    read: set[str] = set()
+    for entry in losses:
+        if not isinstance(entry, Mapping) or entry.get("on") is None:
+            return
+        read.update(entry["on"])
     for name in [name for name in section_of(layers.values, "data") if name not in read]:
         layers.merge({"data": {name: None}}, "--loss")
         notes.append(f"source {name} dropped: no loss that is left reads it")
