@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,8 +134,11 @@ def largest_file(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("size", [0, 400, 15_000, 30_000], ids=["metrics", "a later row", "weights", "state"])
 def test_a_full_disk_is_one_line(lab: Lab, tmp_path: Path, size: int) -> None:
     training = lab.prepare(lab.values(), tmp_path / "run")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with largest_file(size), pytest.raises(DataError) as caught:
         lab.train(training, tmp_path / "run")
+    # Lightning's own handler swallows SIGTERM: a process that goes on, and those it forks, could not be ended.
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert str(tmp_path / "run") in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "run").rglob("*.tmp*"))

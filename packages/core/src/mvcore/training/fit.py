@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -173,7 +174,7 @@ def fit(
     if measure is not None and config.validation.every is not None:
         callbacks.append(_measuring(training, measure, output, checkpoints))
     callbacks.append(checkpoints)
-    with quiet(), _device_errors(config.run), _file_errors(output):
+    with quiet(), _own_signals(), _device_errors(config.run), _file_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         trainer = _lightning(config.run, output, callbacks, start)
         try:
@@ -257,6 +258,21 @@ def _file_errors(output: Path) -> Iterator[None]:
         raise DataError(f"{error.filename or output}: {reason}; free space or mend it, and resume") from error
     finally:
         threading.excepthook = before
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Gives the host program its signal handlers back: Lightning keeps its own where a logger fails at the end."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler and handler is not None:
+                # Elsewhere than in the main thread none was changed, and none can be.
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, handler)
 
 
 @contextmanager
