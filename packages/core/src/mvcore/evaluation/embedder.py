@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mvcore.errors import DataError
+from mvcore.errors import DataError, MvcoreError
 from mvcore.evaluation.viewpoints import azimuths
 from mvcore.model import Model
 from mvcore.parts import Embedded, IndexedDataset
@@ -17,6 +18,21 @@ from mvcore.training.embedding import embed_dataset
 from mvcore.types import Features, ViewBatch
 
 VIEW = frozenset({"view"})
+
+
+@contextmanager
+def naming_source(owner: str, source: str) -> Iterator[None]:
+    """Says whose features on which source the pure functions refuse; faults that name themselves pass through.
+
+    Raises:
+        DataError: a feature without a direction.
+    """
+    try:
+        yield
+    except MvcoreError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{owner} on source {source!r}: {error}; the model gives broken features") from error
 
 
 @dataclass(frozen=True)

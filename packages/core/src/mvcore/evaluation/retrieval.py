@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvcore.errors import DataError
-from mvcore.evaluation.embedder import Embedder
+from mvcore.evaluation.embedder import Embedder, naming_source
 from mvcore.evaluation.options import RetrievalOptions, check_names
 from mvcore.evaluation.results import EvalResult, Figure, fingerprint
 from mvcore.evaluation.similarity import unit_rows
@@ -77,10 +76,8 @@ class Retrieval:
         embedder = Embedder.of(model)
         figures: list[Figure] = []
         for name in check_names(self.options.sources, list(sources), ID):
-            try:
+            with naming_source(ID, name):
                 figures += self._source(embedder, name, sources[name])
-            except ValueError as error:
-                raise DataError(f"{ID} on source {name!r}: {error}; the model gives broken features") from error
         return EvalResult(figures)
 
     def _source(self, embedder: Embedder, name: str, dataset: IndexedDataset) -> list[Figure]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from mvcore.errors import DataError
-from mvcore.evaluation.embedder import Embedder
+from mvcore.evaluation.embedder import Embedder, naming_source
 from mvcore.evaluation.options import ConsistencyOptions, check_names
 from mvcore.evaluation.results import EvalResult, Figure, fingerprint
 from mvcore.evaluation.similarity import Similarity, consistency, pair_similarity, view_similarity_map
@@ -50,12 +49,10 @@ class Consistency:
         pictures: list[Path] = []
         for name in check_names(self.options.sources, list(sources), ID):
             embedded = embedder.embed(name, sources[name])
-            try:
+            with naming_source(ID, name):
                 figures += self._source(embedder, name, sources[name], embedded)
                 if self.options.picture:
                     pictures += _picture(name, embedded, output)
-            except ValueError as error:
-                raise DataError(f"{ID} on source {name!r}: {error}; the model gives broken features") from error
         return EvalResult(figures, pictures=pictures)
 
     def _source(self, embedder: Embedder, name: str, dataset: IndexedDataset, embedded: Embedded) -> list[Figure]:

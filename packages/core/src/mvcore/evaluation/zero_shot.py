@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mvcore.errors import ConfigError, DataError
-from mvcore.evaluation.embedder import Embedder
+from mvcore.evaluation.embedder import Embedder, naming_source
 from mvcore.evaluation.options import ZeroShotOptions, check_names
 from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
 from mvcore.evaluation.statistics import figure_over_objects, group_means, ratio_samples
@@ -245,10 +245,8 @@ def _classify(embedded: Embedded, classifier: Tensor, labels: Tensor, source: st
     views, ranks, predicted = embedded.features["view"], list[Tensor](), list[Tensor]()
     for rows, own in zip(views.split(_ROWS), labels[embedded.object_of_view].split(_ROWS), strict=True):
         logits = zero_shot_logits(rows.double(), classifier)
-        try:
+        with naming_source(ID, source):
             ranks.append(label_ranks(logits, own))
-        except ValueError as error:
-            raise DataError(f"{ID} on source {source!r}: {error}; the model gives broken features") from error
         predicted.append(logits.argmax(dim=1))
     return torch.cat(ranks), torch.cat(predicted)
 
