@@ -25,6 +25,7 @@ class ObjectMetadata(Options):
     category: str | None = None
     licence: str | None = None
     source: str | None = None
+    creator: str | None = None
 
 
 class ViewCamera(Options):

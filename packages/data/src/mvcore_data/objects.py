@@ -32,7 +32,7 @@ class EncodedView:
 
 @dataclass(frozen=True)
 class EncodedObject:
-    """One object as it goes into a shard; `names` holds its category, licence and source."""
+    """One object as it goes into a shard; `names` holds its category, licence, source and creator."""
 
     id: str
     views: tuple[EncodedView, ...]

@@ -4,15 +4,15 @@ A shard is one immutable HDF5 file. N is its number of views, O of objects, T of
 
     attributes   schema, version, complete, n_objects, n_views, creator, content_sha256
     /views       blob u1 (B,), offset i8 (N+1,), crc32 u4 (N,), size u2 (N,2) as (H, W), codec u1 (N,), object i4 (N,)
-    /objects     id utf-8 (O,), view_offset i8 (O+1,), category, licence, source i4 (O,): rows of /meta, -1 = unknown
-    /meta        category_names, licence_names, source_names utf-8
+    /objects     id utf-8 (O,), view_offset i8 (O+1,), category, licence, source, creator i4 (O,): rows of /meta, or -1
+    /meta        category_names, licence_names, source_names, creator_names utf-8
     /captions    blob u1, offset i8 (T+1,), target i4 (T,): a view's index, or -1 - object
     /cameras     K f4 (N,3,3), w2c f4 (N,4,4), valid bool (N,)
     /depth       blob u1, offset i8 (N+1,), crc32 u4 (N,), scale f4 (N,): 16-bit PNG, depth = value * scale, 0 = none
     /masks       blob u1, offset i8 (N+1,), crc32 u4 (N,): 8-bit PNG, 255 = object
 
 Blobs are contiguous and unfiltered, so that a view is one `pread` away; `captions`, `cameras`, `depth`, `masks` and the
-tables of `meta` may be absent, and other groups are ignored.
+tables of `meta` and `/objects/creator` may be absent, and other groups are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VERSION = 1
 CODECS = ("jpeg", "png", "webp")
 """Image formats by their number in `/views/codec`."""
 
-TABLES = ("category", "licence", "source")
+TABLES = ("category", "licence", "source", "creator")
 """What an object may carry as a row of a table of names."""
 
 MAX_SIDE = 16_384

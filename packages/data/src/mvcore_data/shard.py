@@ -162,6 +162,8 @@ class Shard:
             reader.require(self.seal.blobs == blobs, "its blobs are not where its seal says")
 
     def _table(self, reader: _Reader, name: str) -> tuple[list[str], NDArray[np.int32]]:
+        if name == "creator" and "objects/creator" not in reader.file:  # shards made before there was such a column
+            return [], np.full(len(self.ids), -1, np.int32)
         rows = reader.array(f"objects/{name}", "i4", (len(self.ids),))
         names = reader.strings(f"meta/{name}_names") if rows.size and rows.max() >= 0 else []
         reader.require(bool(np.all((rows >= -1) & (rows < len(names)))), f"/objects/{name} points outside its table")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -37,10 +38,8 @@ def read_image(path: Path, background: Colour | None) -> SourceImage:
         UnusableError: damaged, too large, or no single 8-bit JPEG, PNG or WebP image.
         DataError: it has transparent pixels and there is no background.
     """
+    data = read_bytes(path)
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UnusableError(f"larger than {_MAX_FILE_BYTES} bytes")
-        data = path.read_bytes()
         info = decode.inspect(data, "image")
         if not info.alpha and not info.rotated:
             decode.decode_image(data, info.codec, (info.height, info.width), "image")
@@ -54,6 +53,25 @@ def read_image(path: Path, background: Colour | None) -> SourceImage:
     if info.alpha:
         return SourceImage(decode.encode_image(_on_background(upright, background, path), "png", 100), "alpha channel")
     return SourceImage(decode.encode_image(np.asarray(upright), "jpeg", 95), "EXIF rotation")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UnusableError: missing, no plain file, too large, or it cannot be read.
+    """
+    try:
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise UnusableError("not a plain file")
+        if stat.st_size > _MAX_FILE_BYTES:
+            raise UnusableError(f"larger than {_MAX_FILE_BYTES} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UnusableError("no such file") from None
+    except OSError as error:
+        raise UnusableError(error.strerror or "cannot be read") from None
 
 
 def parse_colour(text: str) -> Colour:

@@ -170,6 +170,10 @@ class ViewStore:
         """Where object i came from."""
         return self._named(i, "source")
 
+    def creator(self, i: int) -> str | None:
+        """Who made object i."""
+        return self._named(i, "creator")
+
     def splits(self) -> dict[str, list[str]]:
         """Object ids by the name of the split; empty where the store was never split."""
         return {name: list(ids) for name, ids in self.index.splits.items()}

@@ -78,6 +78,7 @@ class ViewStoreWriter:
         masks: Sequence[ArrayLike | None] | None = None,
         licence: str | None = None,
         source: str | None = None,
+        creator: str | None = None,
     ) -> None:
         """Adds an object with its views.
 
@@ -95,6 +96,7 @@ class ViewStoreWriter:
             masks: for each view (H, W), non-zero = object; or None.
             licence: of the images, best an SPDX id.
             source: where the object came from.
+            creator: who made it.
 
         Raises:
             DataError: something of it is wrong, or it cannot be written (then nothing is published).
@@ -103,7 +105,7 @@ class ViewStoreWriter:
             raise DataError(f"{self.path}: the writer is closed; make another one with append=True")
         if id in self._ids:
             raise DataError(f"{self.path}: object {id!r} is there already; ids must be unique")
-        names = {"category": category, "licence": licence, "source": source}
+        names = {"category": category, "licence": licence, "source": source, "creator": creator}
         item = encode_object(
             id,
             views,
