@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from mvcore.api import DataError
 from mvcore_data import ViewStore, ViewStoreWriter
+from mvcore_data.cli import app
 from mvcore_data.info import contact_sheet, store_info
 from mvcore_data.split import split_store
 from PIL import Image
+from typer.testing import CliRunner
 
 
 @pytest.fixture
@@ -29,8 +31,9 @@ def store(tmp_path: Path) -> ViewStore:
                 cameras=[(np.eye(3), np.eye(4))] * (i + 1) if i == 2 else None,
                 depth=[np.ones(shape)] * (i + 1) if i else None,
                 masks=[np.ones(shape, bool)] + [None] * i,
-                licence="MIT",
+                licence=("by", "CC-BY-4.0", None)[i],
                 source="attic" if i else "cellar",
+                creator="Ada" if i == 2 else None,
             )
     split_store(path, {"train": ["object-0", "object-2"], "test": ["object-1"]})
     return ViewStore(path)
@@ -45,8 +48,17 @@ def test_figures(store: ViewStore) -> None:
     assert (info.cameras, info.depth, info.masks) == (3, 5, 3)
     assert (info.captioned_objects, info.captioned_views, info.captions) == (2, 3, 7)
     assert info.categories == {"cup": 2, "": 1}
-    assert (info.licences, info.sources) == ({"MIT": 3}, 2)
+    assert info.licences == {"CC-BY-4.0": 2, "": 1}
+    assert info.sources == {"attic": 2, "cellar": 1}
+    assert info.creators == {"": 2, "Ada": 1}
     assert info.splits == {"train": 2, "test": 1}
+
+
+def test_what_the_command_says_of_licences_sources_and_creators(store: ViewStore) -> None:
+    said = CliRunner().invoke(app, ["info", str(store.path)]).output.splitlines()
+    assert "licences    CC-BY-4.0 2, none 1" in said
+    assert "sources     2: attic 2, cellar 1" in said
+    assert "creators    1: none 2, Ada 1" in said
 
 
 def test_contact_sheet(store: ViewStore, tmp_path: Path) -> None:

@@ -162,7 +162,8 @@ def _lines(info: Any) -> list[str]:
         f"captions    {info.captions}: {info.captioned_objects} objects, {info.captioned_views} views have their own",
         f"categories  {len(info.categories.keys() - {''})}: {_counts(info.categories)}",
         f"licences    {_counts(info.licences)}",
-        f"sources     {info.sources}",
+        f"sources     {len(info.sources.keys() - {''})}: {_counts(info.sources)}",
+        f"creators    {len(info.creators.keys() - {''})}: {_counts(info.creators)}",
         f"splits      {_counts(info.splits)}",
     ]
 

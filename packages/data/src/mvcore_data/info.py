@@ -11,6 +11,7 @@ import numpy as np
 from mvcore.api import DataError
 from PIL import Image, ImageDraw, ImageFont
 
+from mvcore_data import licences
 from mvcore_data.store import ViewStore
 
 _GAP = 4
@@ -30,8 +31,8 @@ class StoreInfo:
         cameras, depth, masks: views that have one.
         captioned_objects, captioned_views: objects with a caption as a whole, views with one of their own.
         captions: captions in all.
-        categories, licences: objects by category and licence; "" = none.
-        sources: distinct sources.
+        categories, sources, creators: objects by category, source and creator; "" = none.
+        licences: objects by licence, under its SPDX name where it is a known one; "" = none.
         splits: objects by split.
     """
 
@@ -49,7 +50,8 @@ class StoreInfo:
     captions: int
     categories: dict[str, int]
     licences: dict[str, int]
-    sources: int
+    sources: dict[str, int]
+    creators: dict[str, int]
     splits: dict[str, int]
 
 
@@ -74,8 +76,9 @@ def store_info(store: ViewStore) -> StoreInfo:
         captioned_views=sum(n > 0 for n in own),
         captions=sum(whole) + sum(own),
         categories=dict(Counter(store.category(i) or "" for i in objects).most_common()),
-        licences=dict(Counter(store.licence(i) or "" for i in objects).most_common()),
-        sources=len({store.source(i) for i in objects} - {None}),
+        licences=licences.count(store.licence(i) for i in objects),
+        sources=dict(Counter(store.source(i) or "" for i in objects).most_common()),
+        creators=dict(Counter(store.creator(i) or "" for i in objects).most_common()),
         splits={name: len(names) for name, names in store.splits().items()},
     )
 
