@@ -115,11 +115,34 @@ def test_the_runs_configuration_runs_again_and_gives_the_same_losses(trained: Tr
     assert rows[0] == rows[1]
 
 
-def test_a_finished_run_is_told_again_without_training(trained: Trained, call: Call):
-    before = (trained.folder / "seed-5" / "checkpoints" / "last.json").stat().st_mtime_ns
+def test_a_finished_run_is_told_again_without_training_or_measuring(trained: Trained, call: Call):
+    kept = [*trained.folder.rglob("last.json"), *trained.folder.rglob("result.json")]
+    before = {path: path.stat().st_mtime_ns for path in kept}
     printed = call("train", "--resume", trained.folder)
-    assert "tuned, as exported" in printed
-    assert (trained.folder / "seed-5" / "checkpoints" / "last.json").stat().st_mtime_ns == before
+    assert len(before) == 2 * (2 + 4 * 2)
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    table = trained.printed[trained.printed.index("Before and after") :]
+    assert printed[printed.index("Before and after") :] == table
+
+
+def test_a_measurement_that_is_damaged_is_made_again(trained: Trained, call: Call):
+    result = trained.folder / "seed-3" / "evaluation" / "tuned" / "core.zero_shot" / "result.json"
+    before = result.read_text()
+    result.write_text(before[:-20])
+    call("train", "--resume", trained.folder)
+    assert result.read_text() == before
+
+
+def test_strength_0_measures_the_untouched_model(trained: Trained, tmp_path: Path, call: Call):
+    run_folder = trained.folder / "seed-3"
+    call("eval", run_folder, "--on", "core.consistency", "--strength", "0", "-o", tmp_path / "measured")
+    (found,) = (tmp_path / "measured").rglob("result.json")
+    untouched = run_folder / "evaluation" / "untouched" / "core.consistency" / "result.json"
+    figures = [
+        {figure["name"]: figure["value"] for figure in json.loads(path.read_text())["figures"]}
+        for path in (found, untouched)
+    ]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6)
 
 
 def test_a_run_without_an_output_of_its_own_gets_the_next_free_folder(

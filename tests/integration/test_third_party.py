@@ -247,6 +247,29 @@ def test_a_loss_that_reads_what_it_does_not_declare_is_named(third, capsys: pyte
     assert line.startswith("error: loss pull.nosy reads 'text', which it does not declare in its needs (it has: view)")
 
 
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (
+            "def attach(self, backbone):\n        self.map",
+            "def attach(self, backbone):\n        {}['x']\n        self.map",
+        ),
+        ('return {"pull.unit": nn', 'return {"pull.unit": features.view @ 3, "x": nn'),
+    ],
+)
+def test_an_adapter_that_fails_is_named_and_leaves_no_folder(
+    third, tmp_path: Path, capsys: pytest.CaptureFixture[str], call: str, what: str
+):
+    assert PARTS.count(call) == 1
+    (parts,) = tmp_path.rglob("third_pull/parts.py")
+    parts.write_text(PARTS.replace(call, what))
+    assert run(["train", "--plugin", "pull", "-o", "run", "--set", "validate.on={}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: adapter pull.unit failed: ")
+    assert "(parts.py:" in line
+    assert not Path("run").exists(), list(Path("run").rglob("*"))
+
+
 # --- a broken one -----------------------------------------------------------------------------------------------
 
 

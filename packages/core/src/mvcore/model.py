@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.transforms import v2
 
+from mvcore.blame import blamed_on
 from mvcore.errors import ConfigError, PluginError
 from mvcore.parts import Backbone
 from mvcore.specs import BATCH_FIELDS, STATE, Axis
@@ -21,13 +23,14 @@ from mvcore.types import Features, ViewBatch
 
 @dataclass(frozen=True)
 class Link:
-    """One adapter in the chain: its name in the run, its module, and the features that it reads and gives."""
+    """One adapter in the chain: its name in the run, its module, the features that it reads and gives, its options."""
 
     name: str
     module: nn.Module
     needs: frozenset[str] = frozenset()
     provides: frozenset[str] = frozenset()
     axes: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
+    made_of: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def reads(self) -> frozenset[str]:
@@ -79,6 +82,11 @@ class Pipeline(nn.Module):
         self._chains: dict[frozenset[str], tuple[list[Link], frozenset[str]]] = {}
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs; a backbone without weights has a buffer."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+    @property
     def provides(self) -> frozenset[str]:
         return self.backbone.provides.union(*(link.provides for link in self.links))
 
@@ -97,10 +105,9 @@ class Pipeline(nn.Module):
         with parametrize.cached():
             values = self.backbone.encode(batch, asked)
             for link in active:
-                given = link.module(
-                    Features(values, self._owner(link), self.axes).restricted(link.needs, self._owner(link)),
-                    batch.restricted(link.needs, self._owner(link)),
-                )
+                features = Features(values, self._owner(link), self.axes).restricted(link.needs, self._owner(link))
+                with blamed_on(self._owner(link)):
+                    given = link.module(features, batch.restricted(link.needs, self._owner(link)))
                 if given.keys() != link.provides:
                     raise PluginError(
                         f"{self._owner(link)} gave {sorted(given)} where its spec provides {sorted(link.provides)}"
@@ -171,7 +178,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.pipeline.parameters()).device
+        return self.pipeline.device
 
     def to(self, device: torch.device | str) -> Model:
         """Moves the model in place."""

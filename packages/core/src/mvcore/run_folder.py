@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, read_yaml
-from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError
+from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError, NonFiniteLossError
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
 POINTER = "checkpoints/last.json"
+METRICS = "metrics.csv"
 
 Status = Literal["running", "stopped", "failed", "finished"]
 
@@ -127,7 +128,8 @@ def checkpoint_of(folder: Path, which: Literal["best", "last"] = "last") -> Path
 def new_folder(wanted: str | None, plugin: str) -> Iterator[Path]:
     """The run's output folder: the one asked for, which must be new, or the next free `runs/<plugin>-N`.
 
-    Where an error ends the run before anything was trained, the folder is gone again.
+    Where an error other than a diverging loss ends the run before it had a checkpoint or a row of metrics, the folder
+    is gone again.
 
     Raises:
         ConfigError: the folder holds something already, or cannot be made.
@@ -136,10 +138,10 @@ def new_folder(wanted: str | None, plugin: str) -> Iterator[Path]:
     folder = _numbered(plugin) if wanted is None else _empty(Path(wanted).expanduser())
     try:
         yield folder
-    except Interrupted:
+    except (Interrupted, NonFiniteLossError):
         raise
     except MvcoreError:
-        if not any(folder.rglob(RECORD)):
+        if not _has_trained(folder):
             shutil.rmtree(folder)
             with suppress(OSError):  # `runs` too, unless there are others in it
                 if was_there:
@@ -147,6 +149,14 @@ def new_folder(wanted: str | None, plugin: str) -> Iterator[Path]:
                 elif wanted is None:
                     folder.parent.rmdir()
         raise
+
+
+def _has_trained(folder: Path) -> bool:
+    """Whether any training in a folder left a checkpoint or the metrics of a step."""
+    if any(folder.rglob(Path(POINTER).name)):
+        return True
+    steps = (line.partition(",")[0] for path in folder.rglob(METRICS) for line in path.read_text().splitlines()[1:])
+    return any(step != "0" for step in steps)
 
 
 def _empty(folder: Path) -> Path:

@@ -14,8 +14,8 @@ from rich.console import Console
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, to_yaml
-from mvcore.errors import ConfigError, Interrupted, NonFiniteLossError
-from mvcore.evaluation.results import EvalResult
+from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError
+from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.evaluation.runner import evaluate
 from mvcore.exporting import export, load_export
 from mvcore.loading import apply_weights
@@ -180,7 +180,7 @@ def _trained(session: Session, folder: Path, yaml_text: str, console: Console, t
     except Interrupted:
         record.status = "stopped"
         raise
-    except NonFiniteLossError:
+    except MvcoreError:
         record.status = "failed"
         raise
     finally:
@@ -194,10 +194,21 @@ def _is_first_rank() -> bool:
 
 
 def _measure(session: Session, model: Model, output: Path, console: Console, row: str) -> dict[str, EvalResult]:
+    saved = _saved(output, session.evaluators)
+    if saved is not None:
+        return saved
     check_image_sizes("validate.data", session.measured, model.backbone)
     model.views_per_batch = session.config.validation.views_per_batch
     with console.status(f"measuring {row}"):
         return evaluate(model, session.evaluators, session.measured, output)
+
+
+def _saved(output: Path, evaluators: Mapping[str, Any]) -> dict[str, EvalResult] | None:
+    """What an earlier call of this run measured; None unless all of it is there."""
+    try:
+        return {name: load_result(output / name) for name in evaluators}
+    except DataError:
+        return None
 
 
 def _exported(session: Session, tuned: Model, folder: Path, console: Console) -> dict[str, EvalResult]:

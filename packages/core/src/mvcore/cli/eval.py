@@ -23,6 +23,7 @@ def evaluate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and pictures.")] = Path(
         "evaluation"
     ),
+    strength: Annotated[float, typer.Option(help="How much of what runs learnt: 0 untouched, 1 as trained.")] = 1.0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of errors.")] = False,
 ) -> None:
@@ -36,7 +37,7 @@ def evaluate(
     console = Console()
     wanted = [part for text in (on or DEFAULT) for part in text.split(",") if part]
     evaluators = _evaluators(wanted)
-    loaded = [load(name, device=_device(device)) for name in models]
+    loaded = [load(name, strength, device=_device(device)) for name in models]
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")

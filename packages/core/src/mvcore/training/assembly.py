@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mvcore import build
+from mvcore.blame import blamed_on
 from mvcore.errors import ConfigError
 from mvcore.model import Link, Pipeline
+from mvcore.model_key import backbone_key
 from mvcore.parts import Backbone
 from mvcore.training.planner import Blueprint, Chosen, Plan
 
@@ -45,16 +47,26 @@ def make_pipeline(encoder: Chosen, adapters: Iterable[Chosen], seed: int) -> Pip
     """
     with seeded(seed, "backbone"):
         backbone: Backbone = encoder.make()
+    backbone.origin = _made_of(encoder)
+    if backbone.embeddings is not None:
+        backbone.untouched_key = backbone_key(backbone)  # before an adapter changes it
     links: list[Link] = []
     for part in adapters:
         with seeded(seed, f"adapter {part.name}"):
             module: nn.Module = part.make()
             attach = getattr(module, "attach", None)
             if attach is not None:
-                attach(backbone)
+                with blamed_on(f"adapter {part.name}"):
+                    attach(backbone)
         axes = build.axes_of(part.registered, part.options)
-        links.append(Link(part.name, module, part.needs, part.provides, axes))
+        links.append(Link(part.name, module, part.needs, part.provides, axes, _made_of(part)))
     return Pipeline(backbone, links)
+
+
+def _made_of(part: Chosen) -> dict[str, Any]:
+    """A part's id and its options, as plain values."""
+    options = {} if part.options is None else part.options.model_dump(mode="json")
+    return {"id": part.id, **options}
 
 
 def make_losses(plan: Plan, seed: int) -> dict[str, nn.Module]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from mvcore.errors import MvcoreError, PluginError
+from mvcore.blame import blamed_on
+from mvcore.errors import PluginError
 from mvcore.model import Pipeline, features_in
 from mvcore.packing import concatenate, split_objects
 from mvcore.specs import STATE, Axis
@@ -97,7 +95,7 @@ class Objective(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.pipeline.parameters()).device
+        return self.pipeline.device
 
     def step(self, batches: Batches, backward: Backward) -> Outcome:
         """Computes all terms on whole batches and their gradient; the batches may be on the host."""
@@ -246,6 +244,8 @@ class Objective(nn.Module):
     def _call(self, term: Term, rows: Mapping[str, _Rows], *, gathered: bool) -> Any:
         mine = _joined([rows[name] for name in term.sources if name in rows])
         batch = mine.batch.with_state(self._state(term, mine.batch))
+        if "embeddings" not in term.needs:
+            batch = replace(batch, embeddings={})  # which are not gathered for nothing
         features = Features(
             {key: _as_float32(mine.features[key]) for key in mine.features if key in term.reads},
             axes=self.pipeline.axes,
@@ -253,7 +253,7 @@ class Objective(nn.Module):
         if gathered:
             features, batch = gather(features, batch, self.state_axes)
         owner = f"loss {term.name}"
-        with torch.autocast(self.device.type, enabled=False), _blamed_on(owner):
+        with torch.autocast(self.device.type, enabled=False), blamed_on(owner):
             return term.module(features.restricted(term.reads, owner), batch.restricted(term.needs, owner))
 
     def _state(self, term: Term, batch: ViewBatch) -> dict[str, Tensor]:
@@ -280,20 +280,6 @@ def _scalar(value: Any, owner: str) -> Tensor:
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise PluginError(f"{owner} is {found} where a scalar tensor belongs, alone or in a dict under 'loss'")
     return value
-
-
-@contextmanager
-def _blamed_on(owner: str) -> Iterator[None]:
-    """Turns what a part raises into one line that names the part, and where in its code."""
-    try:
-        yield
-    except (MvcoreError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        said = " ".join(str(error).split())
-        text = f"{owner} failed: {type(error).__name__}: {said} ({Path(frame.filename).name}:{frame.lineno})"
-        raise PluginError(f"{text}; mvcore -v shows the whole traceback") from error
 
 
 def _logged(value: Any, owner: str, device: torch.device) -> Tensor:
