@@ -288,11 +288,14 @@ def test_no_views_give_no_anchors() -> None:
         (torch.ones(3, 2), torch.tensor([0, -1, 0]), {}, "negative, found -1"),
         (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64), {"rule": "median"}, "inverse_distance.*'median'"),
         (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64), {"neighbours": 0}, "neighbours"),
+        (torch.ones(3, 2), torch.zeros(3, dtype=torch.int64), {"neighbours": 2.5}, "whole number.*2.5"),
+        (np.ones((3, 2)), torch.zeros(3, dtype=torch.int64), {}, "embeddings must be a torch tensor, not ndarray"),
+        (torch.ones(3, 2), [0, 0, 0], {}, "object_index must be a torch tensor, not list"),
         (torch.tensor([[1.0, 0], [0, 0]]), torch.zeros(2, dtype=torch.int64), {}, "view 1 is zero"),
         (torch.tensor([[1.0, 0], [1, torch.nan]]), torch.tensor([1, 0]), {"rule": "mean"}, "view 1 is zero or not"),
     ],
 )
-def test_wrong_input_is_named(views: Tensor, index: Tensor, options: dict[str, Any], text: str) -> None:
+def test_wrong_input_is_named(views: Any, index: Any, options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         viewpoint_anchors(views, index, **options)
 
@@ -310,6 +313,8 @@ def test_wrong_outlier_input_is_named() -> None:
     anchors = viewpoint_anchors(views, index)
     with pytest.raises(ValueError, match="k must be"):
         outlier_views(views, index, anchors, 0)
+    with pytest.raises(ValueError, match="k must be"):
+        outlier_views(views, index, anchors, 1.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"\(2, 16\), not \(1, 16\)"):
         outlier_views(views, index, anchors[:1], 2)
     with pytest.raises(ValueError, match="zero or not finite"):

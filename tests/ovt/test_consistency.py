@@ -115,6 +115,12 @@ def test_whole_numbers_are_refused_by_type() -> None:
         viewpoint_consistency(torch.ones(3, 4, dtype=torch.int64), torch.ones(3, 4), margin=0.3)
 
 
+@pytest.mark.parametrize("margin", [float("nan"), float("inf")])
+def test_a_margin_that_is_not_finite_is_refused(margin: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        viewpoint_consistency(torch.ones(3, 4), torch.ones(3, 4), margin=margin)
+
+
 def batch_of(counts: list[int], outliers: list[bool], anchors: Tensor) -> ViewBatch:
     state = {"ovt.anchors": anchors, "ovt.outliers": torch.tensor(outliers)}
     return ViewBatch.make(counts).with_state(state)

@@ -87,8 +87,7 @@ def anchors_of(
     """`viewpoint_anchors`, block by block on `device` and optionally of the views' directions (`unit`)."""
     if rule not in get_args(AnchorRule):
         raise ValueError(f"rule must be one of {', '.join(get_args(AnchorRule))}, not {rule!r}")
-    if neighbours < 1:
-        raise ValueError(f"neighbours must be at least 1, not {neighbours}")
+    _check_count("neighbours", neighbours)
     counts = _checked_counts(embeddings, object_index)
     device = device or embeddings.device
     dtype = _computed_in(embeddings)
@@ -129,8 +128,7 @@ def outlier_views(embeddings: Tensor, object_index: Tensor, anchors: Tensor, k: 
     Raises:
         ValueError: a wrong shape, type or number, or a view or anchor in use that is zero or not finite.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    _check_count("k", k)
     cosines = anchor_cosines(embeddings, object_index, anchors)
     counts = torch.bincount(object_index)
     by_cosine = torch.argsort(cosines, stable=True)
@@ -177,8 +175,16 @@ def _gather(table: Tensor, rows: Tensor, into: _Scratch) -> Tensor:
     return found.copy_(table[rows])
 
 
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
 def _checked_counts(embeddings: Tensor, object_index: Tensor) -> Tensor:
     """(O,) number of views of each object."""
+    for name, value in (("embeddings", embeddings), ("object_index", object_index)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a torch tensor, not {type(value).__name__}")
     if embeddings.ndim != 2 or not embeddings.is_floating_point():
         raise ValueError(f"embeddings must be (N, D) floating, not {tuple(embeddings.shape)} {embeddings.dtype}")
     if object_index.shape != embeddings.shape[:1]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from mvcore.api import Features, ViewBatch
 from torch import Tensor, nn
@@ -24,8 +26,10 @@ def viewpoint_consistency(views: Tensor, anchors: Tensor, *, margin: float) -> T
         () in the views' type; 0 with zero gradient where no term is active.
 
     Raises:
-        ValueError: shapes that differ or are not (M, D), or views that are not floating.
+        ValueError: shapes that differ or are not (M, D), views that are not floating, or a margin that is not finite.
     """
+    if not math.isfinite(margin):
+        raise ValueError(f"margin must be a finite number, not {margin}")
     if views.ndim != 2 or views.shape != anchors.shape:
         raise ValueError(f"views and anchors must both be (M, D), not {tuple(views.shape)} and {tuple(anchors.shape)}")
     if not views.is_floating_point():
