@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mvcore.api import DataError
 from mvcore_data import ViewStore, ViewStoreWriter
+from mvcore_data.cli import app
 from mvcore_data.split import split_store
+from typer.testing import CliRunner
 
 PIXELS = np.zeros((1, 4, 4, 3), np.uint8)
 
@@ -98,7 +100,7 @@ def test_splits_survive_an_append_and_are_not_replaced_unasked(tmp_path: Path) -
         ({"train": 0.0}, "fraction"),
         ({"train": float("nan")}, "fraction"),
         ({"train": ["who"]}, "no object 'who'"),
-        ({"train": ["c-0"], "test": ["c-0"]}, "in split 'train' already"),
+        ({"train": ["c-0"], "test": ["c-0"]}, "'c-0' is in split 'train' already"),
         ({"train": ["c-0", "c-1"], "test": 0.5}, "'test' would be empty"),
     ],
 )
@@ -117,3 +119,56 @@ def test_only_a_folder_can_be_split(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         split_store(tmp_path / "nothing", {"train": 1.0})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.h5"]
+
+
+def categories_of(path: Path, names: list[str]) -> set[str | None]:
+    store = ViewStore(path)
+    return {store.category(store.object_ids.index(name)) for name in names}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=2, max_size=8),
+    test=st.sampled_from([0.1, 0.25, 0.5]),
+    seed=st.integers(0, 5),
+)
+def test_whole_categories(tmp_path_factory: pytest.TempPathFactory, counts: list[int], test: float, seed: int) -> None:
+    path = make(tmp_path_factory.mktemp("s") / "store", {f"c{k}": n for k, n in enumerate(counts)})
+    splits = split_store(path, {"train": 1 - test, "test": test}, by="category", seed=seed)
+    assert ViewStore(path).splits() == splits
+    assert sorted(splits["train"] + splits["test"]) == sorted(ViewStore(path).object_ids)
+    assert splits["train"]
+    assert splits["test"]
+    assert not categories_of(path, splits["train"]) & categories_of(path, splits["test"])
+    assert abs(len(splits["test"]) - test * sum(counts)) <= max(counts)
+
+
+def test_categories_by_list_fraction_and_left_out(tmp_path: Path) -> None:
+    path = make(tmp_path / "store", {f"c{k}": 2 for k in range(9)})
+    splits = split_store(path, {"test": ["c7"], "train": 0.5, "val": 0.25}, by="category")
+    assert splits["test"] == ["c7-0", "c7-1"]
+    assert [len(splits[name]) for name in ("train", "val")] == [8, 4]
+    assert "c7" not in categories_of(path, splits["train"] + splits["val"])
+    one, two = (split_store(path, {"a": 0.5}, by="category", seed=n, replace_old=True)["a"] for n in (0, 1))
+    assert one != two
+
+
+def test_categories_that_cannot_be_split(tmp_path: Path) -> None:
+    path = make(tmp_path / "store", {"c": 2, "d": 2})
+    with pytest.raises(DataError, match="the store has no category 'c-0'"):
+        split_store(path, {"train": ["c-0"]}, by="category")
+    with pytest.raises(DataError, match="would be empty"):
+        split_store(path, {"a": 0.4, "b": 0.3, "c": 0.3}, by="category")
+    with ViewStoreWriter(path, append=True) as writer:
+        writer.add_object("odd", PIXELS)
+    with pytest.raises(DataError, match="1 objects have no category, first 'odd'"):
+        split_store(path, {"train": 0.5}, by="category")
+
+
+def test_the_command_by_category_and_by_file(tmp_path: Path) -> None:
+    path = make(tmp_path / "store", {"cup": 3, "chair": 2, "tap": 1})
+    (tmp_path / "held-out.txt").write_text("chair\n\n")
+    given = ["split", str(path), "train=1.0", f"test={tmp_path / 'held-out.txt'}", "--by", "category"]
+    done = CliRunner().invoke(app, given)
+    assert (done.exit_code, done.output) == (0, "train: 4 objects\ntest: 2 objects\n")
+    assert ViewStore(path).splits()["test"] == ["chair-0", "chair-1"]

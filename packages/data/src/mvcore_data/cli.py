@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from mvcore.api import ConfigError, DataError
@@ -177,16 +177,20 @@ def _counts(counts: dict[str, int]) -> str:
 def split(
     store: Store,
     parts: Annotated[
-        list[str], typer.Argument(metavar="NAME=PART...", help="A fraction, or a file with an object id a line.")
+        list[str], typer.Argument(metavar="NAME=PART...", help="A fraction, or a file with an id a line.")
     ],
+    by: Annotated[
+        Literal["object", "category"], typer.Option(help="What is never divided; files hold names of such.")
+    ] = "object",
     seed: Annotated[int, typer.Option(help="Another seed, another split.")] = 0,
     stratify: Annotated[bool, typer.Option("--stratify/--no-stratify", help="Divide inside each category.")] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace splits that are there already.")] = False,
 ) -> None:
-    """Split a store by object, as in: mvcore data split STORE train=0.8 test=0.2."""
+    """Split a store by object or by category, as in: mvcore data split STORE train=0.8 test=0.2."""
     from mvcore_data.split import split_store
 
-    splits = split_store(store, dict(_part(part) for part in parts), seed=seed, stratify=stratify, replace_old=replace)
+    named = dict(_part(part) for part in parts)
+    splits = split_store(store, named, by=by, seed=seed, stratify=stratify, replace_old=replace)
     for name, ids in splits.items():
         typer.echo(f"{name}: {len(ids)} objects")
 
@@ -202,5 +206,5 @@ def _part(text: str) -> tuple[str, float | list[str]]:
     try:
         lines = Path(value).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"split {name!r}: {value!r} is neither a fraction nor a file of object ids") from None
+        raise ConfigError(f"split {name!r}: {value!r} is neither a fraction nor a file of ids") from None
     return name, [line for line in lines if line.strip()]

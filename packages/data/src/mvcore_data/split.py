@@ -1,13 +1,17 @@
-"""`split_store`: names sets of a store's objects; no object is in two of them, so no view of one can leak."""
+"""`split_store`: names sets of a store's objects; no object is in two of them, so no view of one can leak.
+
+By category no category is in two of them, so that what is measured is met for the first time.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from mvcore.api import DataError
@@ -20,7 +24,13 @@ Parts: TypeAlias = "Mapping[str, float | Sequence[str]]"
 
 
 def split_store(
-    path: str | PathLike[str], parts: Parts, *, seed: int = 0, stratify: bool = True, replace_old: bool = False
+    path: str | PathLike[str],
+    parts: Parts,
+    *,
+    by: Literal["object", "category"] = "object",
+    seed: int = 0,
+    stratify: bool = True,
+    replace_old: bool = False,
 ) -> dict[str, list[str]]:
     """Records splits in a store's `index.json`.
 
@@ -28,11 +38,16 @@ def split_store(
     gets at least one object of a category that has as many objects as there are fractions, and what rounding gives or
     takes is carried to the next category, so that the splits have their sizes over the whole store.
 
+    By `category` whole categories go to a split: fractions are of the objects still, each category, the largest first,
+    goes where most objects are missing, every split gets one where there are enough, and lists name categories.
+
     Args:
         path: the folder of a store.
-        parts: for each split a fraction or a list of object ids; fractions sum to at most 1.
+        parts: for each split a fraction or a list of object ids (of categories, by category); fractions sum to at
+            most 1.
+        by: what is never divided.
         seed: decides which objects go where; the same seed gives the same splits.
-        stratify: divide inside each category.
+        stratify: divide inside each category; means nothing by category.
         replace_old: replace splits that are there already.
 
     Returns:
@@ -49,7 +64,7 @@ def split_store(
             if store.index.splits and not replace_old:
                 there = ", ".join(store.index.splits)
                 raise DataError(f"{folder}: is split already ({there}); replace these splits with --replace")
-            splits = _split(store, parts, seed, stratify)
+            splits = _split_categories(store, parts, seed) if by == "category" else _split(store, parts, seed, stratify)
             index = replace(store.index, splits=splits)
         write_index(folder, index)
     return splits
@@ -59,7 +74,7 @@ def _split(store: ViewStore, parts: Parts, seed: int, stratify: bool) -> dict[st
     fractions = {name: float(part) for name, part in parts.items() if isinstance(part, (int, float))}
     lists = {name: list(part) for name, part in parts.items() if not isinstance(part, (int, float))}
     _check_parts(store, fractions, lists)
-    split_of = {name: split for split, names in lists.items() for name in names}
+    split_of = _listed(lists, set(store.object_ids), "the store has no object")
     groups: dict[str, list[str]] = {}
     for i, name in enumerate(store.object_ids):
         if name not in split_of:
@@ -71,6 +86,41 @@ def _split(store: ViewStore, parts: Parts, seed: int, stratify: bool) -> dict[st
         edges = np.cumsum([0, *counts])
         for split, begin, end in zip(fractions, edges[:-1], edges[1:], strict=True):
             split_of.update(dict.fromkeys(names[begin:end], split))
+    return _named(store, parts, split_of)
+
+
+def _split_categories(store: ViewStore, parts: Parts, seed: int) -> dict[str, list[str]]:
+    fractions = {name: float(part) for name, part in parts.items() if isinstance(part, (int, float))}
+    lists = {name: list(part) for name, part in parts.items() if not isinstance(part, (int, float))}
+    _check_parts(store, fractions, lists)
+    categories = [store.category(i) for i in range(len(store))]
+    if without := [name for name, category in zip(store.object_ids, categories, strict=True) if category is None]:
+        raise DataError(
+            f"{store.path}: {len(without)} objects have no category, first {without[0]!r}; split by object instead"
+        )
+    counts = Counter(category for category in categories if category is not None)
+    split_of = _listed(lists, set(counts), "the store has no category")
+    free = [category for category in _shuffled(list(counts), "", seed) if category not in split_of]
+    n = sum(counts[category] for category in free)
+    missing: dict[str | None, float] = {split: fraction * n for split, fraction in fractions.items()}
+    missing[None] = n - sum(missing.values())  # what no split takes
+    empty: set[str | None] = set(fractions)
+    for left, category in enumerate(sorted(free, key=lambda name: -counts[name]), -len(free)):
+        takers = empty if len(empty) >= -left else missing.keys()
+        split = max(sorted(takers, key=str), key=lambda name: missing[name])
+        missing[split] -= counts[category]
+        empty.discard(split)
+        if split is not None:
+            split_of[category] = split
+    of_object = {
+        name: split_of[category]
+        for name, category in zip(store.object_ids, categories, strict=True)
+        if category in split_of
+    }
+    return _named(store, parts, of_object)
+
+
+def _named(store: ViewStore, parts: Parts, split_of: dict[str, str]) -> dict[str, list[str]]:
     splits = {split: [name for name in store.object_ids if split_of.get(name) == split] for split in parts}
     if empty := next((split for split, names in splits.items() if not names), None):
         raise DataError(f"{store.path}: split {empty!r} would be empty; the store has {len(store)} objects")
@@ -85,14 +135,19 @@ def _check_parts(store: ViewStore, fractions: dict[str, float], lists: dict[str,
             raise DataError(f"split {name!r}: {fraction:g} is not a fraction above 0 and up to 1")
     if sum(fractions.values()) > 1 + 1e-9:
         raise DataError(f"the fractions sum to {sum(fractions.values()):g}, which is more than 1")
-    known, seen = set(store.object_ids), {}
+
+
+def _listed(lists: dict[str, list[str]], known: set[str], unknown: str) -> dict[str, str]:
+    """The split of each name that a list gives."""
+    split_of: dict[str, str] = {}
     for split, names in lists.items():
         for name in names:
             if name not in known:
-                raise DataError(f"split {split!r}: the store has no object {name!r}")
-            if name in seen:
-                raise DataError(f"split {split!r}: object {name!r} is in split {seen[name]!r} already")
-            seen[name] = split
+                raise DataError(f"split {split!r}: {unknown} {name!r}")
+            if name in split_of:
+                raise DataError(f"split {split!r}: {name!r} is in split {split_of[name]!r} already")
+            split_of[name] = split
+    return split_of
 
 
 def _shuffled(names: list[str], category: str, seed: int) -> list[str]:
