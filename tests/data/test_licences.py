@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mvcore.api import ConfigError, DataError
+from mvcore_data import ViewStoreWriter
 from mvcore_data.licences import allowed, choose, count, normalise
+from mvcore_data.split import split_store
+from mvcore_data.views import Views
 
 
 @pytest.mark.parametrize(
@@ -114,3 +120,47 @@ def test_choice_refuses_to_leave_nothing() -> None:
     for patterns in ([], [" "]):
         with pytest.raises(ConfigError, match="name at least one"):
             choose(["by"], patterns, "shards")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five objects with one to five views."""
+    path = tmp_path_factory.mktemp("licences") / "store"
+    with ViewStoreWriter(path) as writer:
+        for i, licence in enumerate(["by", "by-nc", None, "CC-BY-4.0", "cc0"]):
+            pixels = np.full((i + 1, 16, 16, 3), 10 * i, np.uint8)
+            writer.add_object(
+                f"object-{i}", pixels, licence=licence, source="attic", creator=None if i == 2 else f"maker {i % 2}"
+            )
+    split_store(path, {"train": ["object-0", "object-1", "object-2"], "test": ["object-4"]})
+    return path
+
+
+def test_a_source_leaves_out_other_licences_and_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Views(path=str(store), licences=["CC-BY", "cc0"])
+    assert [source.object_name(i) for i in range(len(source))] == ["object-0", "object-3", "object-4"]
+    assert [list(source.views_of(i)) for i in range(3)] == [[0], [6, 7, 8, 9], [10, 11, 12, 13, 14]]
+    said = capsys.readouterr().err
+    assert said == (
+        f"note: {store}: 2 of 5 objects left out, whose licence is not of CC-BY, cc0: CC-BY-NC-4.0 1, unknown 1\n"
+    )
+    assert len(Views(path=str(store), licences=["CC-BY-4.0"], split="train")) == 1
+    assert len(Views(path=str(store), licences=["CC-BY", "CC0"], limit_objects=2)) == 2
+
+
+def test_a_source_with_no_object_left_is_an_error(store: Path) -> None:
+    with pytest.raises(DataError, match=r"store: no object has a licence of MIT \(there are: CC-BY-4.0 2, .*unknown 1"):
+        Views(path=str(store), licences=["MIT"])
+    with pytest.raises(ConfigError, match="name at least one"):
+        Views(path=str(store), licences=[])
+
+
+def test_a_source_describes_what_it_gives(store: Path) -> None:
+    assert Views(path=str(store), split="train").describe() == {
+        "name": "store",
+        "objects": 3,
+        "views": 6,
+        "licences": {"CC-BY-4.0": 1, "CC-BY-NC-4.0": 1, "": 1},
+        "sources": {"attic": 3},
+        "creators": {"maker 0": 1, "maker 1": 1, "": 1},
+    }

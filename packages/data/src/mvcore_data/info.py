@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,17 @@ def store_info(store: ViewStore) -> StoreInfo:
         captioned_objects=sum(n > 0 for n in whole),
         captioned_views=sum(n > 0 for n in own),
         captions=sum(whole) + sum(own),
-        categories=dict(Counter(store.category(i) or "" for i in objects).most_common()),
-        licences=licences.count(store.licence(i) for i in objects),
-        sources=dict(Counter(store.source(i) or "" for i in objects).most_common()),
-        creators=dict(Counter(store.creator(i) or "" for i in objects).most_common()),
+        categories=count_names(map(store.category, objects)),
+        licences=licences.count(map(store.licence, objects)),
+        sources=count_names(map(store.source, objects)),
+        creators=count_names(map(store.creator, objects)),
         splits={name: len(names) for name, names in store.splits().items()},
     )
+
+
+def count_names(names: Iterable[str | None]) -> dict[str, int]:
+    """How often each name occurs, the most frequent first; "" = none."""
+    return dict(Counter(name or "" for name in names).most_common())
 
 
 def contact_sheet(store: ViewStore, out: Path, *, objects: int = 8, views: int = 12, cell: int = 96) -> None:

@@ -116,6 +116,7 @@ class ViewsOptions(ImageOptions):
         path: a store (a shard or a folder of shards), or `demo` for the embedded demonstration store.
         image_size: side of the square images; default: the shorter side of the store's first view.
         split: only the objects of this split of the store.
+        licences: only objects of these licences, as `[CC-BY-4.0, CC0-1.0]`; see `mvcore_data.licences.allowed`.
         views: only these viewpoints.
         cache: `memory` keeps every view's image, decoded and fitted, in memory that forked workers share.
         depth: load depth, where a view has it.
@@ -125,6 +126,7 @@ class ViewsOptions(ImageOptions):
 
     image_size: int | None = Field(default=None, ge=8, le=4096)
     split: str | None = None
+    licences: tuple[str, ...] | None = None
     views: ViewFilter | None = None
     cache: Literal["none", "memory"] = "none"
     depth: bool = False

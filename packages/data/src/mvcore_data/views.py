@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from mvcore.api import ConfigError, DataError, ViewBatch, resolve_path
 from numpy.typing import NDArray
 
+from mvcore_data import licences
 from mvcore_data.cache import ImageCache
+from mvcore_data.info import count_names
 from mvcore_data.options import ViewFilter, ViewsOptions
 from mvcore_data.pipeline import Generators, Pipeline, Placed
 from mvcore_data.store import ViewStore
@@ -61,6 +64,18 @@ class Views:
     def category(self, i: int) -> str | None:
         """The object's category word."""
         return self.store.category(self._objects[i])
+
+    def describe(self) -> dict[str, Any]:
+        """What the source trains on, for a model card; see `mvcore.parts.DescribedDataset`."""
+        store = self.store
+        return {
+            "name": self.path.name,
+            "objects": len(self),
+            "views": sum(map(len, self._views)),
+            "licences": licences.count(map(store.licence, self._objects)),
+            "sources": count_names(map(store.source, self._objects)),
+            "creators": count_names(map(store.creator, self._objects)),
+        }
 
     def load(self, i: int, views: Sequence[int], rng: np.random.Generator | None) -> ViewBatch:
         """One object's batch; see `mvcore.parts.IndexedDataset`.
@@ -145,8 +160,15 @@ class Views:
         return [captions[0 if rng is None else int(rng.integers(len(captions)))]]
 
     def _select(self) -> tuple[list[int], list[Sequence[int]]]:
-        """The store's numbers of the objects, and the views of each, that split, limit and filter leave."""
+        """The store's numbers of the objects, and the views of each, that split, licences, filter and limit leave."""
         chosen = range(self.n_store_objects) if self.options.split is None else self._split(self.options.split)
+        if self.options.licences is not None:
+            kept, note = licences.choose(
+                [self.store.licence(number) for number in chosen], self.options.licences, str(self.path)
+            )
+            if note:
+                print(f"note: {note}", file=sys.stderr)
+            chosen = [chosen[k] for k in kept]
         views: list[Sequence[int]] = [self.store.views_of(number) for number in chosen]
         objects = list(chosen)
         if self.options.views is not None:
