@@ -78,7 +78,7 @@ def test_a_marker_goes_where_the_moved_camera_projects_it(name: str, data: st.Da
     placed = chain.place([(height, width)], [(np.random.default_rng(seed), 1)])
     image = blob(height, width, pixel, sigma=3.0)
     mask, depths = image[..., 0] > 100, np.where(image[..., 0] > 100, depth, 0).astype(np.float32)
-    moved = chain.finish(chain.cut(placed, lambda _: image), placed)[0, 0].numpy().astype(np.float64)
+    moved = chain.finish(chain.cut(placed, lambda _row, _out: image), placed)[0, 0].numpy().astype(np.float64)
     masks = chain.maps([mask], placed, np.bool_)[0].numpy()
     moved_depth = chain.maps([depths], placed, np.float32)[0].numpy()
 
@@ -173,7 +173,7 @@ def test_a_flip_is_exact_and_marks_the_camera(seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     chain = pipeline(16, {"flip": 0.5})
     placed = chain.place([(16, 16)] * 8, [(np.random.default_rng(seed), 8)])
-    flipped = chain.finish(chain.cut(placed, lambda _: image), placed).permute(0, 2, 3, 1).numpy()
+    flipped = chain.finish(chain.cut(placed, lambda _row, _out: image), placed).permute(0, 2, 3, 1).numpy()
     camera = (np.eye(3, dtype=np.float32), np.eye(4, dtype=np.float32))
     valid = chain.cameras([camera] * 8, placed)["camera_valid"].tolist()
     for pixels, upright in zip(flipped, valid, strict=True):

@@ -137,7 +137,7 @@ def test_the_cache_reads_each_view_once(store: Path, monkeypatch: pytest.MonkeyP
     views = Views(path=str(store), cache="memory", augment=AUGMENT)
     read: list[int] = []
     image = views.store.image
-    monkeypatch.setattr(views.store, "image", lambda view: read.append(view) or image(view))
+    monkeypatch.setattr(views.store, "image", lambda view, out=None: read.append(view) or image(view, out))
     for _ in range(3):
         for i in range(len(views)):
             views.load(i, views.views_of(i), np.random.default_rng(0))

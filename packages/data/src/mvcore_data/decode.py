@@ -20,6 +20,10 @@ from mvcore_data.schema import CODECS, MAX_PIXELS, MAX_SIDE
 
 _PIL_FORMATS = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
 _ORIENTATION = 0x0112
+_MAX_SCANS = 500
+# A scan of a few bytes has the decoder walk over the whole image, so many of them in a large image take hours. Images
+# of less than this, in bytes of pixels times bytes of file, are decoded in seconds whatever they hold.
+_MANY_SCANS = 1 << 40
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
 
 
@@ -66,25 +70,36 @@ def inspect(data: bytes, owner: str) -> ImageInfo:
     return ImageInfo(codec, image.height, image.width, alpha, rotated)
 
 
+def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> bool:
+    """Decodes a JPEG into (H, W, 3) uint8, contiguous; False where it is another image, or one for `decode_image`.
+
+    A header that asks for more pixels than `out` holds is refused before anything is decoded.
+    """
+    if out.nbytes * len(data) > _MANY_SCANS and data.count(b"\xff\xda") > _MAX_SCANS:
+        return False
+    try:
+        # Of the size that was asked for, or nothing: a smaller image would come back in another shape.
+        return simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape == out.shape
+    except ValueError:
+        return False
+
+
 def decode_image(data: bytes, codec: str, size: tuple[int, int], owner: str) -> NDArray[np.uint8]:
     """The (H, W, 3) uint8 RGB pixels of an encoded image that must have the given codec and (H, W).
 
     Raises:
         DataError: damaged, or of another codec or size.
     """
-    if codec == "jpeg" and data[:2] == b"\xff\xd8":
-        try:
-            found = simplejpeg.decode_jpeg_header(data)[:2]
-            if found == size:
-                return simplejpeg.decode_jpeg(data, "RGB")
-        except ValueError:
-            pass  # Pillow reads more kinds, and names what is wrong
-    image = _open(data, owner)
+    if codec == "jpeg" and decode_jpeg(data, out := np.empty((*size, 3), np.uint8)):
+        return out
+    image = _open(data, owner)  # Pillow reads more kinds, and names what is wrong
     if _PIL_FORMATS[str(image.format)] != codec or (image.height, image.width) != size:
         raise DataError(
             f"{owner}: a {image.format} image of {image.width}x{image.height}, not the {codec} of {size[1]}x{size[0]}"
             " that the store records"
         )
+    if codec == "jpeg" and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise DataError(f"{owner}: a JPEG of more than {_MAX_SCANS} scans, made to take long; leave it out")
     try:
         return np.array(image.convert("RGB"))
     except _PIL_ERRORS as error:

@@ -101,7 +101,7 @@ class ImageText:
         generators = [(rng_of(k), count) for k, count in enumerate(counts)] if draws and rng_of is not None else None
         placed = self._pipeline.place([(info.height, info.width) for _, info in files], generators)
 
-        def pixels(row: int) -> NDArray[np.uint8]:
+        def pixels(row: int, _out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
             return decode_image_file(*files[row], self.options.background, owners[row])
 
         first = np.cumsum([0, *counts[:-1]]).tolist()

@@ -75,12 +75,21 @@ class Pipeline:
         windows = [crop_window(box, *size, self.side) for box, size in zip(drawn.boxes, sizes, strict=True)]
         return Placed(windows, True, moves, drawn.colours)
 
-    def cut(self, placed: Placed, stored: Callable[[int], NDArray[np.uint8]]) -> Tensor:
-        """(N, 3, S, S) uint8, the window of each stored image: `stored(row)` gives its (H, W, 3) pixels."""
+    def cut(self, placed: Placed, stored: Callable[[int, NDArray[np.uint8] | None], NDArray[np.uint8]]) -> Tensor:
+        """(N, 3, S, S) uint8 in channels-last memory, the window of each stored image.
+
+        `stored(row, out)` gives an image's (H, W, 3) pixels, best in `out` where that is given.
+        """
         cut = np.empty((len(placed.windows), self.side, self.side, 3), np.uint8)
+        whole = Window((0, 0, self.side, self.side), (self.side, self.side))
         for row, window in enumerate(placed.windows):
-            cut[row] = self._cut(stored(row), window)
-        return torch.from_numpy(cut).permute(0, 3, 1, 2).contiguous()
+            # A window that is all of its image may also be a window of a larger one: the reader knows the size.
+            target = cut[row]
+            pixels = stored(row, target if window == whole else None)
+            if pixels is not target:
+                cut[row] = self._cut(pixels, window)
+        # To move the channels here would cost a third of the time to decode them.
+        return torch.from_numpy(cut).permute(0, 3, 1, 2)
 
     def finish(self, images: Tensor, placed: Placed) -> Tensor:
         """What follows the window: geometric transforms and colours."""

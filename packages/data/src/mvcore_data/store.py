@@ -66,7 +66,7 @@ class ViewStore:
     def holds(self, what: Literal["cameras", "captions", "depth", "masks"]) -> bool:
         """Whether any shard has a table of these, without a look at each view."""
         if what == "captions":
-            return any(shard.texts for shard in self._shards)
+            return any(shard.n_captions for shard in self._shards)
         name = "camera_valid" if what == "cameras" else what
         return any(getattr(shard, name) is not None for shard in self._shards)
 
@@ -101,8 +101,12 @@ class ViewStore:
         height, width = self._shards[n].size[local].tolist()
         return height, width
 
-    def image(self, v: int) -> NDArray[np.uint8]:
+    def image(self, v: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """View v's (H, W, 3) uint8 RGB pixels.
+
+        Args:
+            v: the view.
+            out: (H, W, 3) uint8, contiguous, to decode into; it is what is given back.
 
         Raises:
             DataError: its bytes are not those that were written, or are no such image.
@@ -110,8 +114,11 @@ class ViewStore:
         n, local = self._view(v)
         shard = self._shards[n]
         height, width = shard.size[local].tolist()
-        label = shard.label(local)
-        return decode.decode_image(shard.encoded(local), CODECS[shard.codec[local]], (height, width), label)
+        out = np.empty((height, width, 3), np.uint8) if out is None else out
+        data, codec = shard.encoded(local), CODECS[shard.codec.item(local)]
+        if codec != "jpeg" or not decode.decode_jpeg(data, out):
+            out[:] = decode.decode_image(data, codec, (height, width), shard.label(local))
+        return out
 
     def camera(self, v: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """View v's intrinsics (3, 3) in pixels, centres at +0.5, and world-to-camera (4, 4), OpenCV axes; or None."""

@@ -118,13 +118,13 @@ class Views:
     def _images(self, ids: NDArray[np.int64], placed: Placed) -> torch.Tensor:
         # A drawn crop comes from the stored image, not from its fitted copy: the cache never changes a pixel.
         if self._cache is None or placed.cropped:
-            images = self._pipeline.cut(placed, lambda row: self._pixels(int(ids[row])))
+            images = self._pipeline.cut(placed, lambda row, out: self._pixels(int(ids[row]), out))
         else:
             images = torch.from_numpy(self._cache.images(ids, lambda view: self._pipeline.fit(self._pixels(view))))
         return self._pipeline.finish(images, placed)
 
-    def _pixels(self, view: int) -> NDArray[np.uint8]:
-        pixels = self.store.image(view)
+    def _pixels(self, view: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        pixels = self.store.image(view, None if out is None or self.store.size(view) != out.shape[:2] else out)
         background = self.options.background
         mask = None if background is None else self.store.mask(view)
         return pixels if mask is None else np.where(mask[..., None], pixels, np.array(background, np.uint8))

@@ -189,7 +189,9 @@ class OpenClip(Backbone):
             raise ConfigError(
                 f"images are {size} but {self.name} takes {self.image_size}x{self.image_size}; set image_size"
             )
-        pixels = images.to(self.device, non_blocking=True).to(self._mean.dtype)
+        # Sources give their pixels as they were decoded, channels last; the type's copy puts them in order as well.
+        pixels = images.to(self.device, non_blocking=True)
+        pixels = pixels.to(self._mean.dtype, memory_format=torch.contiguous_format)
         return (pixels - self._mean) / self._std
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
