@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from mvcore.build import build
     from mvcore.config_base import Options
     from mvcore.evaluation.results import EvalResult, Figure, Table
+    from mvcore.loading import load, load_encoder
     from mvcore.lora import apply_lora, merge_lora
+    from mvcore.model import Model
+    from mvcore.model_key import model_key
     from mvcore.packing import concatenate
     from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
     from mvcore.paths import resolve_path
@@ -47,6 +50,10 @@ _LAZY = {
     "EvalResult": "mvcore.evaluation.results",
     "Figure": "mvcore.evaluation.results",
     "Table": "mvcore.evaluation.results",
+    "load": "mvcore.loading",
+    "load_encoder": "mvcore.loading",
+    "Model": "mvcore.model",
+    "model_key": "mvcore.model_key",
     "apply_lora": "mvcore.lora",
     "merge_lora": "mvcore.lora",
     "Adapter": "mvcore.parts",
@@ -89,6 +96,7 @@ __all__ = [
     "Figure",
     "IndexedDataset",
     "LossSpec",
+    "Model",
     "MvcoreError",
     "Options",
     "PluginError",
@@ -105,6 +113,9 @@ __all__ = [
     "build",
     "concatenate",
     "hookimpl",
+    "load",
+    "load_encoder",
     "merge_lora",
+    "model_key",
     "resolve_path",
 ]

@@ -62,6 +62,17 @@ def load(
     return Model(pipeline, name=str(source)).to(device)
 
 
+def load_encoder(part_id: str, args: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Model:
+    """A backbone by its id and options, for use without training.
+
+    Raises:
+        MvcoreError: an unknown id, wrong options, or weights that cannot be had.
+    """
+    pipeline = make_pipeline(chosen_encoder(args, part_id), [], seed=0)
+    pipeline.eval().requires_grad_(False)
+    return Model(pipeline, name=part_id).to(device)
+
+
 def chosen_encoder(args: Mapping[str, Any], part_id: str = "core.open_clip", name: str = "encoder") -> Chosen:
     """An encoder part outside of a run's configuration."""
     registered = load_plugins().spec("encoder", part_id)

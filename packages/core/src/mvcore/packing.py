@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvcore.types import Cameras, ViewBatch
+from mvcore.types import Cameras, ViewBatch, embedding_axis
 
 
 def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
@@ -88,7 +88,9 @@ def _objects(batch: ViewBatch, first: int, last: int) -> ViewBatch:
         return None if tensor is None else tensor[begin:end]
 
     def aligned(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value[mine] if key.endswith("/text") else value[begin:end] for key, value in values.items()}
+        return {
+            key: value[mine] if embedding_axis(key) == "caption" else value[begin:end] for key, value in values.items()
+        }
 
     cameras = batch.cameras
     return ViewBatch.make(

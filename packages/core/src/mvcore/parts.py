@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mvcore.types import Features, ViewBatch
@@ -23,12 +25,18 @@ class Backbone(nn.Module, ABC):
         provides: the features that it can give.
         image_size: side in pixels of the square images that it wants, or None where any size will do.
         library: whose model it is: `open_clip`, `timm`, ...; `mvcore export --to` names the same.
+        origin: `{"id": ...}` and the options that it was made with; set by whoever makes it.
+        embeddings: the tag of stored vectors that may stand for this model's own, where it is asked to use them.
+        untouched_key: what those vectors must have been made with, as `mvcore.api.model_key` gives it.
     """
 
     dims: Mapping[str, int]
     provides: frozenset[str]
     image_size: int | None
     library: str
+    origin: Mapping[str, Any] = MappingProxyType({})
+    embeddings: str | None = None
+    untouched_key: Mapping[str, Any] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -45,6 +53,17 @@ class Backbone(nn.Module, ABC):
 
         Raises:
             ConfigError: another mode, or more blocks than there are.
+        """
+
+    def preprocessing(self) -> Mapping[str, Any]:
+        """What it does to images before its first layer, as plain values: `mean`, `std`."""
+        return {}
+
+    def connect(self, sources: Mapping[str, Any]) -> None:
+        """Called when a run's or an evaluation's sources are open and the model is made.
+
+        Raises:
+            MvcoreError: stored vectors that it shall use do not fit it.
         """
 
     def add_branch(self, key: str, first_block: int, run: Callable[..., Tensor]) -> None:
@@ -241,3 +260,10 @@ class RunHandle(Protocol):
     def log(self, values: Mapping[str, float]) -> None:
         """Adds to the metrics of the current step."""
         ...
+    def prefer(self, view_ids: Tensor) -> None:
+        """Names the views (the run's ids) from which sources with an `outlier_share` draw it from the next epoch on.
+
+        They take the place of those named before. Named in `on_train_epoch_start`, they count for that very epoch.
+        """
+        ...
+

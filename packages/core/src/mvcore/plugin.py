@@ -26,7 +26,15 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             factory="mvcore.encoders.open_clip:OpenClip",
             config="mvcore.encoders.options:OpenClipOptions",
             provides={"view", "text", "dense", "logit_scale", "logit_bias"},
-        )
+        ),
+        EncoderSpec(
+            name="embeddings",
+            summary="Vectors that were stored beside the data, in the place of images and an encoder",
+            factory="mvcore.encoders.embeddings:StoredFeatures",
+            config="mvcore.encoders.options:StoredFeaturesOptions",
+            needs={"embeddings"},
+            provides={"view", "text"},
+        ),
     ]
 
 

@@ -17,6 +17,7 @@ from mvcore.config_layers import Layers, to_yaml
 from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError
 from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.evaluation.runner import evaluate
+from mvcore.evaluation.stored import stored_views
 from mvcore.exporting import export, load_export
 from mvcore.loading import apply_weights
 from mvcore.model import Model, Pipeline
@@ -131,10 +132,10 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
     rows: Rows = {}
     measuring = bool(session.evaluators)
     if measuring:
-        untouched = make_pipeline(session.blueprint.encoder, [], config.run.seed)
-        rows["untouched"] = _measure(
-            session, Model(untouched), folder / "evaluation" / "untouched", console, "untouched"
-        )
+        untouched = Model(make_pipeline(session.blueprint.encoder, [], config.run.seed))
+        connect(untouched.pipeline, session)
+        output, tag = folder / "evaluation" / "untouched", untouched.backbone.embeddings
+        rows["untouched"] = _measure(session, untouched, output, console, "untouched", tag)
         del untouched
     if config.control:
         other = session.control()
@@ -155,6 +156,7 @@ def _trained(session: Session, folder: Path, yaml_text: str, console: Console, t
     record: RunRecord | None = read_record(folder) if is_run(folder) else None
     training = prepare(session.plan, session.sources, folder)
     if record is not None and record.status == "finished":
+    connect(training.pipeline, session)
         apply_weights(training.pipeline, load_weights(checkpoint_of(folder) / WEIGHTS))
         return training.model
     resume = checkpoint_of(folder) if record is not None and (folder / "checkpoints" / "last.json").exists() else None
@@ -193,14 +195,26 @@ def _is_first_rank() -> bool:
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
-def _measure(session: Session, model: Model, output: Path, console: Console, row: str) -> dict[str, EvalResult]:
+def connect(pipeline: Pipeline, session: Session) -> None:
+    """Lets a model's backbone find what is stored for it beside the session's data."""
+    measured = {f"validate.{name}": dataset for name, dataset in session.measured.items()}
+    pipeline.backbone.connect({**session.sources, **measured})
+
+
+def _measure(
+    session: Session, model: Model, output: Path, console: Console, row: str, tag: str | None = None
+) -> dict[str, EvalResult]:
     saved = _saved(output, session.evaluators)
     if saved is not None:
         return saved
     check_image_sizes("validate.data", session.measured, model.backbone)
     model.views_per_batch = session.config.validation.views_per_batch
     with console.status(f"measuring {row}"):
-        return evaluate(model, session.evaluators, session.measured, output)
+        return evaluate(model, session.evaluators, session.measured, output, stored=stored)
+    stored = None if tag is None else stored_views(model, session.measured, tag)
+    if stored is not None:
+        names = ", ".join(stored.sources)
+        console.print(f"{row}: views of {names} read from the stored embeddings {tag}", markup=False, highlight=False)
 
 
 def _saved(output: Path, evaluators: Mapping[str, Any]) -> dict[str, EvalResult] | None:

@@ -129,7 +129,8 @@ class EncoderSpec(Spec):
 
     Args:
         kind: `backbone` or `adapter`.
-        needs: features and batch fields that an adapter's `forward` reads.
+        needs: features and batch fields that an adapter's `forward` reads; of a backbone, the batch fields that it
+            reads in the place of images, as `embeddings`.
         provides: features that it can give (backbone) or gives (adapter).
         axes: what the rows of features other than core's stand for, as `{"mvc_heads.decoded": "view"}`.
     """

@@ -130,7 +130,7 @@ class ViewBatch:
             lengths["intrinsics"] = (self.cameras.intrinsics, self.n_views)
             lengths["world_to_camera"] = (self.cameras.world_to_camera, self.n_views)
         for key, tensor in self.embeddings.items():
-            lengths[f"embeddings[{key!r}]"] = (tensor, n_captions if key.endswith("/text") else self.n_views)
+            lengths[f"embeddings[{key!r}]"] = (tensor, self.sizes[embedding_axis(key)])
         for name, (tensor, length) in lengths.items():
             if tensor is not None and tensor.shape[0] != length:
                 raise ValueError(f"{name} has {tensor.shape[0]} rows where the batch's layout says {length}")
@@ -198,6 +198,11 @@ class ViewBatch:
         guarded = _RestrictedBatch(**values)
         object.__setattr__(guarded, "_guard", (BATCH_FIELDS - needs, owner))
         return guarded
+
+
+def embedding_axis(key: str) -> Axis:
+    """What the rows of a batch's stored embeddings stand for, by their key `<tag>/image` or `<tag>/text`."""
+    return "caption" if key.endswith("/text") else "view"
 
 
 def _listed(indices: Tensor) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mvcore.errors import ConfigError, DeviceError
+from mvcore.errors import ConfigError, DataError, DeviceError
 
 DEFAULT = ("core.zero_shot", "core.consistency")
 
@@ -24,6 +24,9 @@ def evaluate(
         "evaluation"
     ),
     strength: Annotated[float, typer.Option(help="How much of what runs learnt: 0 untouched, 1 as trained.")] = 1.0,
+    embeddings: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Read views of models that made these stored vectors from there.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of errors.")] = False,
 ) -> None:
@@ -41,17 +44,34 @@ def evaluate(
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
-    sources = _sources(data, models, split, next(iter(sizes)))
+    sources = _sources(data, models, split, {"image_size": next(iter(sizes)), **_stored_only(loaded)})
     rows: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(models, loaded, strict=True)):
         label = Path(name).name or name
         label = label if label not in rows else f"{label} ({number + 1})"
+        stored = None if embeddings is None else _stored(console, label, model, sources, embeddings)
         with console.status(f"measuring {name}"):
-            rows[label] = measure(model, evaluators, sources, output / label.replace(":", "-"))
+            rows[label] = measure(model, evaluators, sources, output / label.replace(":", "-"), stored=stored)
     comparison = compare(rows, title="Evaluation")
     save_comparison(comparison, output)
     console.print(comparison.to_rich())
     console.print(f"saved in {output}", markup=False, highlight=False)
+
+
+def _stored(console: Any, label: str, model: Any, sources: dict[str, Any], tag: str) -> Any:
+    """The sources whose vectors of this model are stored; None of a model that did not make them."""
+    from mvcore.evaluation.stored import stored_views
+
+    try:
+        found = stored_views(model, sources, tag)
+    except DataError as error:
+        console.print(f"{label}: views are encoded: {error}", markup=False, highlight=False)
+        return None
+    if found is None:
+        raise ConfigError(f"--embeddings {tag}: no data has vectors of that name; make them with 'mvcore data embed'")
+    names = ", ".join(found.sources)
+    console.print(f"{label}: views of {names} read from the stored embeddings {tag}", markup=False, highlight=False)
+    return found
 
 
 def _device(name: str) -> Any:
@@ -77,7 +97,14 @@ def _evaluators(ids: list[str]) -> dict[str, Any]:
     return found
 
 
-def _sources(data: list[str] | None, models: list[str], split: str | None, image_size: int | None) -> dict[str, Any]:
+def _stored_only(models: list[Any]) -> dict[str, Any]:
+    """How the data is read for models of stored vectors: without images where no other model wants them."""
+    tags = {model.backbone.tag for model in models if model.backbone.library == "embeddings"}
+    others = any(model.backbone.library != "embeddings" for model in models)
+    return {"embeddings": sorted(tags), "images": others} if tags else {}
+
+
+def _sources(data: list[str] | None, models: list[str], split: str | None, options: dict[str, Any]) -> dict[str, Any]:
     from mvcore import build
     from mvcore.plugins import load_plugins
     from mvcore.run_folder import is_run, read_config
@@ -90,7 +117,7 @@ def _sources(data: list[str] | None, models: list[str], split: str | None, image
             name, path = (name, path) if equals else (Path(text).name or "data", text)
             if name in entries:
                 raise ConfigError(f"--data: {name!r} names two stores; tell them apart as NAME=STORE")
-            args: dict[str, Any] = {"path": path, "image_size": image_size, "split": split}
+            args: dict[str, Any] = {"path": path, "split": split, **options}
             entries[name] = ("data.views", {key: value for key, value in args.items() if value is not None})
     elif split is not None:
         raise ConfigError(f"--split {split} goes with --data STORE")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import open_clip
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from mvcore.encoders.attention_sites import AttentionSite, attention_sites
 from mvcore.encoders.open_clip_loading import load_open_clip
 from mvcore.encoders.options import DenseOptions
-from mvcore.encoders.text_cache import TextCache, on_device
+from mvcore.encoders.text_cache import TextCache, on_device, with_stored
 from mvcore.encoders.towers import vision_tower
 from mvcore.errors import ConfigError, DataError
-from mvcore.parts import Backbone
+from mvcore.parts import Backbone, StoredEmbeddings, StoredTexts
 from mvcore.types import ViewBatch
 
 _TOKENS_AT_ONCE = (512, 16384)
@@ -34,7 +35,7 @@ class OpenClip(Backbone):
     With parametrized weights (LoRA) the caller encodes inside `torch.nn.utils.parametrize.cached()`.
 
     Args:
-        model, pretrained, train, dense, text_cache, text_cache_mb: see `OpenClipOptions`.
+        model, pretrained, train, dense, text_cache, text_cache_mb, embeddings: see `OpenClipOptions`.
 
     Raises:
         WeightsError: unknown model or tag, unreadable or unfitting weights, or no way to the hub.
@@ -54,6 +55,7 @@ class OpenClip(Backbone):
         dense: DenseOptions | dict[str, Any] | None = None,
         text_cache: bool = True,
         text_cache_mb: int = 1024,
+        embeddings: str | None = None,
     ) -> None:
         super().__init__()
         loaded = load_open_clip(model, pretrained)
@@ -80,6 +82,9 @@ class OpenClip(Backbone):
         }
         self._text_parts, self._text_loose = self._text_tower()
         self._text_cache = TextCache(width, text_cache_mb * 1_000_000) if text_cache else None
+        self.embeddings = embeddings
+        self._stored_texts: list[StoredTexts] = []
+        self._untouched_text = self._text_marks()
         self._tokens: dict[str, Tensor] = {}
         self._active: list[nn.Module] = []
         self.set_trainable(train)
@@ -91,6 +96,34 @@ class OpenClip(Backbone):
     def library_config(self) -> dict[str, Any]:
         """What open_clip needs to make the model again from a folder: `open_clip_config.json`."""
         return {"model_cfg": dict(self._config), "preprocess_cfg": open_clip.get_model_preprocess_cfg(self.clip)}
+
+    def preprocessing(self) -> Mapping[str, Any]:
+        """The mean and the deviation that images are normalised with, in 0 to 1."""
+        return {"mean": list(self.clip.visual.image_mean), "std": list(self.clip.visual.image_std)}
+
+    def connect(self, sources: Mapping[str, Any]) -> None:
+        """Finds the stored vectors of captions that `embeddings` asks for.
+
+        Raises:
+            DataError: no source has any, or they are of another model.
+        """
+        if self.embeddings is None:
+            return
+        having = {
+            name: source
+            for name, source in sources.items()
+            if isinstance(source, StoredEmbeddings) and source.stored_embeddings(self.embeddings)
+        }
+        if not having:
+            raise DataError(
+                f"encoder.embeddings: no source has vectors under the tag {self.embeddings!r} ({', '.join(sources)} "
+                "looked at); make them with 'mvcore data embed', or leave encoder.embeddings out"
+            )
+        self._stored_texts = [
+            source.stored_texts(self.embeddings, self.untouched_key)
+            for source in having.values()
+            if "text" in source.stored_embeddings(self.embeddings)
+        ]
 
     @property
     def n_blocks(self) -> int:
@@ -216,7 +249,15 @@ class OpenClip(Backbone):
         return self.clip.encode_text(tokens.to(self.device, non_blocking=True), normalize=False)
 
     def _encode_frozen(self, captions: list[str]) -> Tensor:
-        """As `_encode_distinct`, in full precision and pieces of one size: it is done once for each caption.
+        """As `_encode_distinct`, in full precision, each caption once: from the store where its vector is there."""
+        if not self._stored_texts or self._text_marks() != self._untouched_text:
+            return self._encode_in_pieces(captions)
+        return with_stored(
+            captions, self._stored_texts, self._encode_in_pieces, width=self.dims["text"], device=self.device
+        )
+
+    def _encode_in_pieces(self, captions: list[str]) -> Tensor:
+        """In full precision and pieces of one size.
 
         What a matrix product gives for a row depends in the last bit on how many rows there are. In pieces of one size,
         the last one filled up, an embedding depends on its caption alone, so that a resumed run, which fills its cache
@@ -255,6 +296,11 @@ class OpenClip(Backbone):
                     return None
                 versions += parameter._version
         return self.device, versions
+
+    def _text_marks(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a text weight is replaced or written to, but not when it is moved to another device."""
+        parameters = chain(self._text_loose, *(part.parameters() for part in self._text_parts))
+        return tuple((id(parameter), parameter._version) for parameter in parameters)
 
     def _square_size(self) -> int:
         size = self.clip.visual.image_size

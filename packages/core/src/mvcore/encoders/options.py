@@ -51,6 +51,9 @@ class OpenClipOptions(Options):
         dense: where the feature `dense` is taken.
         text_cache: keep the embeddings of captions while the text tower is frozen.
         text_cache_mb: how much device memory they may take, in MB (10^6 bytes).
+        embeddings: the tag of vectors of this very model that `mvcore data embed` stored beside the stores: captions
+            are taken from there in the place of encoding them, and so are the views when the untouched model is
+            measured. null = everything is encoded.
     """
 
     model: str = "ViT-B-32"
@@ -59,6 +62,7 @@ class OpenClipOptions(Options):
     dense: DenseOptions = DenseOptions()
     text_cache: bool = True
     text_cache_mb: int = Field(default=1024, ge=1)
+    embeddings: str | None = Field(default=None, min_length=1)
 
     @field_validator("model")
     @classmethod
@@ -80,6 +84,36 @@ class OpenClipOptions(Options):
         config = _config_at_hand(self.model)
         has_bias = config is None or config.get("init_logit_bias") is not None
         return features | {"logit_bias"} if has_bias else features
+
+
+class StoredFeaturesOptions(Options):
+    """Options of `core.embeddings`.
+
+    Args:
+        tag: the name under which the sources give the vectors, as in their `embeddings: [NAME]`.
+        width: dimensions of the vectors of views.
+        text_width: dimensions of the vectors of texts, where they are others.
+        text_encoder: an encoder, `id` and its options, for texts that have no stored vector, as a prompt in an
+            evaluation; it must be the model that made the stored ones. null = such texts are refused.
+        train: `none`; stored vectors do not train.
+    """
+
+    tag: str = Field(min_length=1)
+    width: int = Field(ge=1)
+    text_width: int | None = Field(default=None, ge=1)
+    text_encoder: dict[str, Any] | None = None
+    train: Literal["none"] = "none"
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _has_id(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not isinstance(value.get("id"), str):
+            raise ValueError("write an encoder with its id and options, as {id: core.open_clip, model: ViT-B-32}")
+        return value
+
+    def needs(self) -> frozenset[str]:
+        """What it reads in the place of images."""
+        return frozenset({"embeddings"})
 
 
 def _config_at_hand(model: str) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mvcore.parts import StoredTexts
+
 
 class TextCache:
     """Caption -> row of a table on the device, in float32; keeps what came first when it is full.
@@ -81,6 +83,27 @@ class TextCache:
         if kept and self._table is not None:
             out[on_device(kept, device)] = self._table[on_device([self._rows[captions[i]] for i in kept], device)]
         return out
+
+
+def with_stored(
+    captions: list[str],
+    stored: Sequence[StoredTexts],
+    encode: Callable[[list[str]], Tensor],
+    *,
+    width: int,
+    device: torch.device,
+) -> Tensor:
+    """(len(captions), width) float32 embeddings: the stored ones, and those that `encode` gives of the others."""
+    out = torch.empty(len(captions), width, device=device)
+    left = list(range(len(captions)))
+    for lookup in stored:
+        places, vectors = lookup([captions[i] for i in left])
+        out[on_device([left[place] for place in places], device)] = vectors.to(device)
+        found = set(places)
+        left = [i for place, i in enumerate(left) if place not in found]
+    if left:
+        out[on_device(left, device)] = encode([captions[i] for i in left]).float()
+    return out
 
 
 def on_device(indices: Sequence[int], device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mvcore.errors import DataError, MvcoreError
+from mvcore.evaluation.stored import StoredViews
 from mvcore.evaluation.viewpoints import azimuths
 from mvcore.model import Model
 from mvcore.parts import Embedded, IndexedDataset
@@ -87,10 +88,15 @@ class Embedder:
     """A `Model` with a memory: every feature of a source's views is computed once.
 
     Everything else that it is asked for is the model's own.
+
+    Args:
+        model: what is measured.
+        stored: sources whose view vectors of this model are read, not computed.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, stored: StoredViews | None = None) -> None:
         self.model = model
+        self.stored = stored
         self._passes: dict[str, _Pass] = {}
 
     @staticmethod
@@ -99,7 +105,7 @@ class Embedder:
         return model if isinstance(model, Embedder) else Embedder(model)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "model":
+        if name in ("model", "stored"):
             raise AttributeError(name)
         return getattr(self.model, name)
 
@@ -136,16 +142,23 @@ class Embedder:
         missing = keys if seen is None else keys - seen.embedded.features.keys()
         if seen is not None and not missing:
             return seen
-        recorder = _Recorder()
-
-        def features_of(batch: ViewBatch, wanted: frozenset[str]) -> Features:
-            recorder.add(batch)
-            return self.model.features(batch, wanted)
-
         if len(dataset) == 0:
             raise DataError(f"source {source!r} has no object to measure")
-        embedded = embed_dataset(features_of, dataset, missing, views_per_batch=self.model.views_per_batch)
+        recorder = _Recorder()
+        read, features_of = dataset, self.model.features
+        if self.stored is not None and source in self.stored.sources and missing == VIEW:
+            read, features_of = self.stored.sources[source], self._stored_features
+
+        def recorded(batch: ViewBatch, wanted: frozenset[str]) -> Features:
+            recorder.add(batch)
+            return features_of(batch, wanted)
+
+        embedded = embed_dataset(recorded, read, missing, views_per_batch=self.model.views_per_batch)
         if seen is not None:
             embedded = replace(embedded, features={**seen.embedded.features, **embedded.features})
         self._passes[source] = _Pass(dataset, embedded, recorder.pairs(), torch.cat(recorder.angles))
         return self._passes[source]
+
+    def _stored_features(self, batch: ViewBatch, wanted: frozenset[str]) -> Features:
+        assert self.stored is not None
+        return Features({"view": batch.embeddings[f"{self.stored.tag}/image"]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from mvcore.errors import PluginError
 from mvcore.evaluation.embedder import Embedder
 from mvcore.evaluation.results import EvalResult, save_result
+from mvcore.evaluation.stored import StoredViews
 from mvcore.model import Model
 from mvcore.parts import IndexedDataset
 
@@ -39,7 +41,12 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: Model, evaluators: Mapping[str, Evaluator], sources: Mapping[str, IndexedDataset], output: Path
+    model: Model,
+    evaluators: Mapping[str, Evaluator],
+    sources: Mapping[str, IndexedDataset],
+    output: Path,
+    *,
+    stored: StoredViews | None = None,
 ) -> dict[str, EvalResult]:
     """Runs every evaluator on `sources` and saves each result under `output/<id>/` as soon as it is there.
 
@@ -51,11 +58,12 @@ def evaluate(
         evaluators: by id.
         sources: what it is measured on, by name.
         output: folder for results and pictures; made where it is not there.
+        stored: sources whose views are not encoded, since their vectors are stored; the results say so in a table.
 
     Raises:
         MvcoreError: what an evaluator found wrong; results of those before it are kept.
     """
-    embedder = Embedder.of(model)
+    embedder = Embedder(model, stored)
     results: dict[str, EvalResult] = {}
     for name, evaluator in evaluators.items():
         folder = output / name
@@ -64,6 +72,8 @@ def evaluate(
             result = evaluator(embedder, sources, folder)
         if not isinstance(result, EvalResult):
             raise PluginError(f"evaluator {name} gave {type(result).__name__}; it must return an EvalResult")
+        if stored is not None:
+            result = replace(result, tables=[*result.tables, stored.table()])
         save_result(result, folder)
         results[name] = result
     return results

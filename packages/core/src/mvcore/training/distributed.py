@@ -18,7 +18,7 @@ from torch import Tensor
 from mvcore.packing import concatenate
 from mvcore.parts import Embedded
 from mvcore.specs import Axis
-from mvcore.types import Features, ViewBatch
+from mvcore.types import Features, ViewBatch, embedding_axis
 
 
 def world_size() -> int:
@@ -50,6 +50,8 @@ def gather(features: Features, batch: ViewBatch, state_axes: Mapping[str, Axis])
     merged = concatenate(layouts).to(batch.device)
     # Sorted, since the order of keys can differ between processes and each gather must meet its own.
     merged = merged.with_state({key: gathered(batch.state[key], state_axes[key]) for key in sorted(batch.state)})
+    embeddings = {key: gathered(batch.embeddings[key], embedding_axis(key)) for key in sorted(batch.embeddings)}
+    merged = replace(merged, embeddings=embeddings)
     values = {key: gathered(features[key], features.axes[key]) for key in sorted(features)}
     return Features(values, axes=features.axes), merged
 

@@ -218,7 +218,10 @@ def _lacking(part: Chosen, name: str, blueprint: Blueprint, dataset: Any) -> lis
     """What a source lacks for a part: batch fields, those behind the features that it reads, and the sampling."""
     adapters, asked = walk_back(blueprint.adapters, part.reads)
     fields = {key for reader in (part, *adapters) for key in reader.needs if key in BATCH_FIELDS}
-    fields |= {_FIELD_BEHIND[key] for key in asked & _FIELD_BEHIND.keys() & blueprint.encoder.provides}
+    behind = {_FIELD_BEHIND[key] for key in asked & _FIELD_BEHIND.keys() & blueprint.encoder.provides}
+    if behind and blueprint.encoder.needs:
+        behind = (behind - {"images"}) | blueprint.encoder.needs
+    fields |= behind
     lacking = sorted(fields - dataset.provides)
     spec = part.spec
     if isinstance(spec, TrainerSpec) and spec.indexed and "object_ids" not in {*dataset.provides, *lacking}:
