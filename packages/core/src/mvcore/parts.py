@@ -199,6 +199,39 @@ class IndexedDataset(Protocol):
         ...
 
 
+StoredTexts = Callable[[Sequence[str]], tuple[list[int], Tensor]]
+"""Texts -> the places of those that are stored, and their (K, D) float32 vectors."""
+
+
+@runtime_checkable
+class StoredEmbeddings(Protocol):
+    """What a dataset may offer beside `IndexedDataset`: vectors computed before, by the tag that they stand under.
+
+    The methods with `model` raise a DataError, which says what differs, unless the vectors were made with the model of
+    that `mvcore.model_key` and with the transforms that the dataset evaluates with.
+    """
+
+    def stored_embeddings(self, tag: str) -> Mapping[str, int]:
+        """Widths of what is stored under a tag, `image` and `text`; empty where nothing is.
+
+        Raises:
+            DataError: what is there is damaged or was made for other data.
+        """
+        ...
+
+    def stored_views(self, tag: str, model: Mapping[str, Any]) -> IndexedDataset:
+        """The same objects and views, without images, with `embeddings["<tag>/image"]`."""
+        ...
+
+    def stored_texts(self, tag: str, model: Mapping[str, Any]) -> StoredTexts:
+        """The stored vectors of captions."""
+        ...
+
+    def check_stored(self, tag: str, model: Mapping[str, Any]) -> None:
+        """Refuses vectors of another model, whatever the transforms."""
+        ...
+
+
 @runtime_checkable
 class StreamDataset(Protocol):
     """One-object batches in an order of its own; it splits itself by rank and worker and can be resumed."""
