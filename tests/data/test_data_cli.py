@@ -85,7 +85,7 @@ def test_check_of_a_damaged_store(
         (["data", "check", "nothing"], "nothing: no such file or folder"),
         (["data", "info", "nothing"], "nothing: no such file or folder"),
         (["data", "split", "nothing", "train=1"], "nothing"),
-        (["data", "pack", "nothing", "out"], "nothing: no such folder"),
+        (["data", "pack", "nothing", "out"], "nothing: no such file or folder"),
         (["data", "pack", ".", "out", "--background", "octarine"], "octarine"),
         (["data", "check"], "STORE"),
     ],
@@ -107,22 +107,22 @@ def test_faults_are_one_line_and_exit_2(
 
 
 @pytest.mark.process
-def test_ctrl_c_in_a_pack_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_before_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
     folder, out = tmp_path / "src/cup", tmp_path / "out"
     folder.mkdir(parents=True)
     Image.effect_noise((1500, 1500), 50).convert("RGB").save(folder / "0.jpg")
     for k in range(1, 500):  # seconds of work
         (folder / f"{k}.jpg").hardlink_to(folder / "0.jpg")
     command = [sys.executable, "-m", "mvcore.cli.main", "data", "pack", str(folder.parent), str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not out.exists():
+    with subprocess.Popen([*command, "--verify", "decode"], stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "out.partial/store").exists():
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[0] == f"interrupted; {out} was not made"
-    assert not out.exists()
+    assert err.splitlines()[:2] == ["format: folders (folders with images)", f"interrupted; {out} was not made"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
 
 
 @pytest.mark.process

@@ -16,6 +16,8 @@ from mvcore.api import ConfigError, DataError
 from typer.core import TyperCommand, TyperGroup
 
 _LAZY = {
+    "pack": ("mvcore_data.pack_cli:pack", "Pack images of any known layout into a store; their bytes are kept."),
+    "formats": ("mvcore_data.pack_cli:formats", "List the layouts that pack reads, with their options."),
     "render": ("mvcore_data.render.cli:render", "Render meshes to a store with cameras, z-depth and masks."),
     "synth": ("mvcore_data.synth.cli:synth", "Make procedural textured objects and render them to a store."),
 }
@@ -62,45 +64,6 @@ Store = Annotated[Path, typer.Argument(metavar="STORE", help="A shard, or the fo
 @app.callback()
 def _data() -> None:
     """Make, check, describe and split multi-view stores."""
-
-
-@app.command()
-def pack(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="OBJECT/* or CATEGORY/OBJECT/* with images.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The store to make.")],
-    background: Annotated[str | None, typer.Option(help="Colour behind transparent pixels, as '#ffffff'.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of objects that name none, best an SPDX id.")] = None,
-    origin: Annotated[str | None, typer.Option(help="Source of objects that name none.")] = None,
-) -> None:
-    """Pack a folder of images for each object; the files' bytes are kept as they are.
-
-    Beside an object's images may stand captions.txt (a caption a line), metadata.json and cameras.json.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from mvcore_data.pack import pack_folders
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("packing", total=None)
-        try:
-            report = pack_folders(
-                source,
-                out,
-                background=background,
-                licence=licence,
-                source=origin,
-                on_object=lambda done, total: progress.update(task, completed=done, total=total),
-            )
-        except KeyboardInterrupt:
-            typer.echo(f"interrupted; {out} was not made", err=True)
-            raise
-    typer.echo(f"{out}: {report.objects} objects, {report.views} views")
-    for why, count in report.reencoded.items():
-        typer.echo(f"encoded anew: {count} ({why})", err=True)
-    for why, paths in report.skipped.items():
-        typer.echo(f"skipped: {len(paths)} ({why}), first {paths[0]}", err=True)
 
 
 @app.command()

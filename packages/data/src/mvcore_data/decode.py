@@ -8,7 +8,6 @@ refuses (CMYK, recoverable oddities) and the other formats go to Pillow.
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -16,25 +15,18 @@ from mvcore.api import DataError
 from numpy.typing import NDArray
 from PIL import Image
 
+from mvcore_data.image_structure import ImageInfo, header
 from mvcore_data.schema import CODECS, MAX_PIXELS, MAX_SIDE
 
-_PIL_FORMATS = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
+_READ = ("JPEG", "PNG", "WEBP")
+# Pillow calls a JPEG that brings more pictures in an MPF segment, as phones write them, an MPO.
+_PIL_FORMATS = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp", "MPO": "jpeg"}
 _ORIENTATION = 0x0112
 _MAX_SCANS = 500
 # A scan of a few bytes has the decoder walk over the whole image, so many of them in a large image take hours. Images
 # of less than this, in bytes of pixels times bytes of file, are decoded in seconds whatever they hold.
 _MANY_SCANS = 1 << 40
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
-
-
-class ImageInfo(NamedTuple):
-    """What an encoded image's header says."""
-
-    codec: str
-    height: int
-    width: int
-    alpha: bool
-    rotated: bool
 
 
 def check_size(height: int, width: int, owner: str) -> None:
@@ -55,8 +47,11 @@ def inspect(data: bytes, owner: str) -> ImageInfo:
     Raises:
         DataError: not a single JPEG, PNG or WebP image of 8 bits a channel, or of a size beyond the limits.
     """
+    plain = header(data)
+    if plain is not None:
+        check_size(plain.height, plain.width, owner)
+        return plain
     image = _open(data, owner)
-    check_size(image.height, image.width, owner)
     codec = _PIL_FORMATS[str(image.format)]
     if getattr(image, "n_frames", 1) > 1:
         raise DataError(f"{owner}: an animation of {getattr(image, 'n_frames', 0)} frames; give one image")
@@ -178,7 +173,7 @@ def _decode_grey(data: bytes, size: tuple[int, int], modes: tuple[str, ...], kin
 def _open(data: bytes, owner: str) -> Image.Image:
     """Parses a header; no pixel is decoded, so the size can be checked first."""
     try:
-        image = Image.open(io.BytesIO(data), formats=tuple(_PIL_FORMATS))
+        image = Image.open(io.BytesIO(data), formats=_READ)
     except Image.DecompressionBombError:
         raise DataError(f"{owner}: more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # Pillow's parsers raise many kinds on damaged bytes

@@ -39,6 +39,11 @@ class EncodedObject:
     captions: tuple[bytes, ...]
     names: dict[str, str | None]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all its images, depth maps and masks."""
+        return sum(len(v.data) + len(v.depth[0] if v.depth else b"") + len(v.mask or b"") for v in self.views)
+
 
 @dataclass(frozen=True)
 class ImageFormat:

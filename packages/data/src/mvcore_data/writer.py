@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -59,6 +60,7 @@ class ViewStoreWriter:
         self._ids: set[str] = set()
         self._shard: ShardWriter | None = None
         self._finished: list[tuple[ShardWriter, ShardEntry]] = []
+        self._needed = 0  # bytes of what is being written, for the message of a full disk
         self._made_folder = False
         self._closed = False
         if self._single and append:
@@ -131,6 +133,20 @@ class ViewStoreWriter:
         """The ids written so far, with those of the store that is added to."""
         return frozenset(self._ids)
 
+    @property
+    def finished_shards(self) -> int:
+        """Shards that reached their size and are not published yet."""
+        return len(self._finished)
+
+    def publish(self) -> None:
+        """Publishes the finished shards now, while the writer stays open: what is in them survives its end.
+
+        Raises:
+            DataError: they cannot be published.
+        """
+        with self._discard_on_error():
+            self._publish()
+
     def close(self) -> None:
         """Publishes what was added.
 
@@ -143,7 +159,7 @@ class ViewStoreWriter:
             self._finish_shard()
             if self._finished:
                 self._publish()
-            elif not self._index.shards:
+            if not self._index.shards:
                 raise DataError(f"{self.path}: no object was added, so no store was made")
         self._end()
 
@@ -220,24 +236,28 @@ class ViewStoreWriter:
             number = len(self._index.shards) + len(self._finished)
             path = self.path if self._single else self.path / SHARD_PATTERN.format(number)
             self._shard = ShardWriter(path, number)
+        self._needed = item.n_bytes
         self._shard.add(item)
         if not self._single and self._shard.n_bytes >= self._shard_bytes:
             self._finish_shard()
 
     def _finish_shard(self) -> None:
         if self._shard is not None:
+            self._needed = self._shard.n_bytes
             self._finished.append((self._shard, self._shard.finish()))
             self._shard = None
 
     def _publish(self) -> None:
+        self._needed = 0
+        index = Index((*self._index.shards, *(entry for _, entry in self._finished)), self._index.splits)
         if not self._single:
-            entries = (*self._index.shards, *(entry for _, entry in self._finished))
-            stage_index(self.path, Index(entries, self._index.splits))
+            stage_index(self.path, index)
         for writer, _ in self._finished:
             writer.publish()
         sync_folder(self.path.parent if self._single else self.path)
         if not self._single:
             commit_index(self.path)
+        self._index, self._finished = index, []
 
     def _end(self) -> None:
         self._closed = True
@@ -248,8 +268,14 @@ class ViewStoreWriter:
         try:
             yield
         except BaseException as error:
+            reason = self._reason(error) if isinstance(error, OSError) else None
             self.discard()
-            if isinstance(error, OSError):
-                reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
+            if reason is not None:
                 raise DataError(f"{self.path}: cannot be written ({reason}); nothing was published") from None
             raise
+
+    def _reason(self, error: OSError) -> str:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error.strerror or str(error)
+        free = shutil.disk_usage(self.path if self.path.is_dir() else self.path.parent).free
+        return f"no space left on the disk: {self._needed} bytes were to be written, {free} are free"

@@ -75,6 +75,13 @@ class Skipped:
         self.counts[why] = self.counts.get(why, 0) + 1
         self.first.setdefault(why, str(name))
 
+    def restore(self, recorded: Skipped) -> None:
+        """Takes over what another one holds."""
+        self.counts.clear()
+        self.counts.update(recorded.counts)
+        self.first.clear()
+        self.first.update(recorded.first)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -1,0 +1,106 @@
+"""`folders`: a folder of images for each object, perhaps in folders of categories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mvcore.api import DataError, Options
+
+from mvcore_data.folder_metadata import (
+    CAMERAS_FILE,
+    CAPTION_FILES,
+    METADATA_FILE,
+    read_cameras,
+    read_captions,
+    read_metadata,
+)
+from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, file_reader
+from mvcore_data.importers.listing import OUTSIDE, is_image, list_folder
+
+_BESIDE = frozenset({*CAPTION_FILES, METADATA_FILE, CAMERAS_FILE})
+_LOOKED_AT = 50
+
+
+def _detect(src: Path) -> str | None:
+    if not src.is_dir():
+        return None
+    for first in list_folder(src, src)[1][:_LOOKED_AT]:
+        files, folders, _ = list_folder(first, src)
+        if any(map(is_image, files)):
+            return "folders with images"
+        if any(is_image(file) for folder in folders[:_LOOKED_AT] for file in list_folder(folder, src)[0]):
+            return "folders of folders with images"
+    return None
+
+
+def _open(src: Path, options: Options) -> Source:
+    if not src.is_dir():
+        raise DataError(f"{src}: no such folder")
+    total = sum(max(1, len(list_folder(first, src)[1])) for first in list_folder(src, src)[1])
+    return Source(lambda skipped: _objects(src, skipped), total)
+
+
+def _objects(src: Path, skipped: Skipped) -> Iterator[SourceObject]:
+    files, folders, outside = list_folder(src, src)
+    _skip(files, "not in the folder of an object", skipped)
+    _skip(outside, OUTSIDE, skipped)
+    for first in folders:
+        files, inner, outside = list_folder(first, src)
+        if not any(is_image(file) for folder in inner for file in list_folder(folder, src)[0]):
+            _skip(inner, "no images in the folder", skipped)
+            yield from _object(first, first.name, None, files, outside, skipped)
+            continue
+        _skip(files, "beside the folders of objects", skipped)
+        _skip(outside, OUTSIDE, skipped)
+        for folder in inner:
+            files, deeper, outside = list_folder(folder, src)
+            _skip(deeper, "deeper than CATEGORY/OBJECT", skipped)
+            yield from _object(folder, f"{first.name}/{folder.name}", first.name, files, outside, skipped)
+
+
+def _object(
+    path: Path, name: str, category: str | None, files: list[Path], outside: list[Path], skipped: Skipped
+) -> Iterator[SourceObject]:
+    images = [file for file in files if is_image(file)]
+    for file in files:
+        if not is_image(file) and file.name not in _BESIDE:
+            skipped.add(f"not a JPEG, PNG or WebP file ({file.suffix or 'no suffix'})", file)
+    _skip(outside, OUTSIDE, skipped)
+    if not images:
+        skipped.add("no images in the folder", path)
+        return
+    names = {image.name for image in images}
+    metadata, cameras = read_metadata(path, names), read_cameras(path, names)
+    yield SourceObject(
+        id=name,
+        name=str(path),
+        views=[
+            SourceView(
+                name=str(image),
+                read=file_reader(image),
+                captions=metadata.view_captions.get(image.name, ()),
+                camera=cameras.get(image.name),
+            )
+            for image in images
+        ],
+        captions=metadata.captions + read_captions(path),
+        category=metadata.category or category,
+        licence=metadata.licence,
+        source=metadata.source,
+        creator=metadata.creator,
+    )
+
+
+def _skip(paths: Sequence[Path], why: str, skipped: Skipped) -> None:
+    for path in paths:
+        skipped.add(why, path)
+
+
+FORMAT = Format(
+    name="folders",
+    summary="OBJECT/* or CATEGORY/OBJECT/* with images, and captions.txt, metadata.json, cameras.json beside them",
+    detect=_detect,
+    open=_open,
+    strict_marks=False,
+)
