@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from mvcore.api import ConfigError, DataError, Options
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mvcore_data import decode
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView
@@ -38,6 +39,8 @@ class DuoduoOptions(Options):
         texts_of: `objects`: an entry's texts describe the object; `views`: an entry is a list with one text a view.
         allow_pickle: read a pickled dictionary. A pickle can run any code: only from people whom you trust.
         categories: a CSV of `uid, class_name` or `id, name`, as `lvis.csv`.
+        codec: how the pixels are encoded: `jpeg` (4:4:4), `png` or `webp`.
+        quality: of JPEG and WebP, 1 to 100; WebP at 100 is lossless, as PNG is.
     """
 
     images: str | None = None
@@ -46,6 +49,8 @@ class DuoduoOptions(Options):
     texts_of: Literal["objects", "views"] = "objects"
     allow_pickle: bool = False
     categories: str | None = None
+    codec: Literal["jpeg", "png", "webp"] = "jpeg"
+    quality: int = Field(default=95, ge=1, le=100)
 
 
 def _detect(path: Path) -> str | None:
@@ -78,7 +83,7 @@ def _open(path: Path, options: DuoduoOptions) -> Source:
             entry, own = texts.get(name), None
             if options.texts_of == "views" and entry is not None:
                 entry, own = None, _texts_of_views(entry, views, name, skipped)
-            pixels = _Row(array, row)
+            pixels = _Row(array, row, options)
             yield SourceObject(
                 id=name,
                 name=f"{file}: {_DATASET}[{row}]",
@@ -93,8 +98,8 @@ def _open(path: Path, options: DuoduoOptions) -> Source:
 class _Row:
     """The views of one object, read together when the first of them is asked for."""
 
-    def __init__(self, array: RowArray, row: int) -> None:
-        self._array, self._row = array, row
+    def __init__(self, array: RowArray, row: int, options: DuoduoOptions) -> None:
+        self._array, self._row, self._options = array, row, options
         self._lock = threading.Lock()
         self._pixels: NDArray[np.uint8] | None = None
 
@@ -102,13 +107,14 @@ class _Row:
         name = f"{self._array.path}: {_DATASET}[{self._row}, {k}]"
         return SourceView(name=name, read=lambda: self._read(k), captions=captions)
 
-    def _read(self, k: int) -> NDArray[np.uint8]:
+    def _read(self, k: int) -> bytes:
         with self._lock:
             if self._pixels is None:
                 self._pixels = self._array.row(self._row)
             if not self._pixels.any():
                 raise UnusableError("never written: all pixels of the object are zero")
-        return np.ascontiguousarray(self._pixels[k].transpose(1, 2, 0))
+        image = np.ascontiguousarray(self._pixels[k].transpose(1, 2, 0))
+        return decode.encode_image(image, self._options.codec, self._options.quality)
 
 
 def _array_file(path: Path, given: str | None) -> Path:

@@ -88,8 +88,8 @@ def read_dictionary(path: Path, *, allow_pickle: bool) -> dict[str, Any]:
         return dict(_read_json(path))
     if not allow_pickle:
         raise ConfigError(
-            f"{path}: is a pickle, which can run any code when it is read; if you trust its maker, pass --option"
-            " allow_pickle=true"
+            f"{path}: is a pickle, which can run any code when it is read; if you trust its maker, pass --allow-pickle"
+            " (option allow_pickle=true)"
         )
     try:
         value = np.load(path, allow_pickle=True)
