@@ -18,6 +18,7 @@ from mvcore.errors import ConfigError, WeightsError
 from mvcore.loading import EXPORT, make_run_pipeline
 from mvcore.lora import merge_lora
 from mvcore.model import Model, Pipeline, evaluating
+from mvcore.model_card import CARD, TRAINING_DATA, model_card
 from mvcore.run_folder import write_text
 from mvcore.training.module import load_pipeline_state, trained_state
 
@@ -33,12 +34,14 @@ class Export:
 
     Args:
         folder: holds the library's own files, and `mvcore_adapters.safetensors` where something could not be merged.
-        merged, beside: names of the adapters folded into the weights, and of those exported beside them.
+        merged, in_place, beside: names of the adapters folded into the weights, of those that only let the library's
+            own weights train, which stand in its file, and of those exported beside them.
         largest_difference: between unit image and text vectors of the merged model here and in the plain library.
     """
 
     folder: Path
     merged: tuple[str, ...]
+    in_place: tuple[str, ...]
     beside: tuple[str, ...]
     largest_difference: float
 
@@ -50,6 +53,8 @@ def export(
     to: str = "open_clip",
     adapters: dict[str, Part] | None = None,
     dtype: torch.dtype = torch.float32,
+    run: Path | None = None,
+    measured: bool = True,
 ) -> Export:
     """Merges what can be merged, writes the library's own files, reloads them in the plain library and compares.
 
@@ -59,6 +64,8 @@ def export(
         folder: must not exist yet.
         adapters: the run's adapter entries by name, so that what is exported beside can be made again.
         dtype: of the written weights; float16 halves the file and rounds.
+        run: the folder of the run that trained the model, for the model card.
+        measured: the run's figures are those of these weights.
 
     Raises:
         ConfigError: another library than the model's, or the folder exists.
@@ -73,17 +80,21 @@ def export(
     pipeline = model.pipeline
     merged = tuple(link.name for link in pipeline.links if _merge(link.module))
     merge_lora(pipeline.backbone.model)
-    beside = tuple(link for link in pipeline.links if link.name not in merged)
+    others = [link for link in pipeline.links if link.name not in merged]
+    in_place = tuple(link.name for link in others if not link.provides and not trained_state(link.module))
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write(pipeline, partial, merged, beside, adapters or {}, dtype)
+        _write(pipeline, partial, merged, others, adapters or {}, dtype)
         difference = compare_with_plain(pipeline, partial, 1e-4 if dtype == torch.float32 else 1e-2)
+        beside = tuple(link.name for link in others if link.name not in in_place)
+        done = Export(folder, merged, in_place, beside, difference)
+        _write_card(partial, done, to, run, measured)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Export(folder, merged, tuple(link.name for link in beside), difference)
+    return done
 
 
 def _merge(module: nn.Module) -> bool:
@@ -113,6 +124,14 @@ def _write(
         save_weights(folder / BESIDE, left)
     about = {"library": backbone.library, "merged": list(merged), "beside": entries}
     write_text(folder / EXPORT, json.dumps(about, indent=1) + "\n")
+
+
+def _write_card(partial: Path, done: Export, library: str, run: Path | None, measured: bool) -> None:
+    fates = {"merged": done.merged, "in place": done.in_place, "beside": done.beside}
+    adapters = {name: fate for fate, names in fates.items() for name in names}
+    write_text(partial / CARD, model_card(done.folder.name, library, adapters, run, measured=measured))
+    if run is not None and (run / TRAINING_DATA).is_file():
+        shutil.copyfile(run / TRAINING_DATA, partial / TRAINING_DATA)
 
 
 def load_export(folder: Path, *, plain: bool = False) -> Pipeline:

@@ -233,6 +233,17 @@ class StoredEmbeddings(Protocol):
 
 
 @runtime_checkable
+class DescribedDataset(Protocol):
+    """A dataset that says what it gives, for model cards; any dataset may have this method."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Plain values for JSON: `name` (no path of this machine), the numbers of `objects` and `views`, and numbers of
+        objects by name in `licences` (SPDX names), `sources` and `creators`, where "" stands for an unknown one.
+        """
+        ...
+
+
+@runtime_checkable
 class StreamDataset(Protocol):
     """One-object batches in an order of its own; it splits itself by rank and worker and can be resumed."""
 

@@ -21,6 +21,7 @@ from mvcore.evaluation.stored import stored_views
 from mvcore.exporting import export, load_export
 from mvcore.loading import apply_weights
 from mvcore.model import Model, Pipeline
+from mvcore.model_card import write_training_data
 from mvcore.plugins import Registry
 from mvcore.report.tables import Comparison, compare, save_comparison
 from mvcore.report.viewpoints import draw_rows_by_viewpoint
@@ -169,6 +170,7 @@ def _trained(session: Session, folder: Path, yaml_text: str, console: Console, t
     )
     if _is_first_rank():
         write_text(folder / CONFIG, yaml_text)
+        write_training_data(folder, session.config, session.sources)
         record.save(folder)
     evaluators = session.evaluators
 
@@ -230,7 +232,7 @@ def _exported(session: Session, tuned: Model, folder: Path, console: Console) ->
     target = folder / "export"
     if not target.exists():
         entries = {part.name: session.config.adapters[part.name] for part in session.plan.adapters}
-        done = export(tuned, target, adapters=entries)
+        done = export(tuned, target, adapters=entries, run=folder)
         console.print(describe_export(done))
     plain: Pipeline = load_export(target, plain=True)
     return _measure(session, Model(plain), folder / "evaluation" / "exported", console, "exported")
@@ -240,6 +242,8 @@ def describe_export(done: Any) -> str:
     """What an export did, in one or two lines."""
     text = f"exported to {done.folder} (open_clip loads it as local-dir:{done.folder}); "
     text += f"merged: {', '.join(done.merged) or 'nothing'}; largest difference {done.largest_difference:.1g}"
+    if done.in_place:
+        text += f"; trained in place: {', '.join(done.in_place)}"
     if done.beside:
         text += f"\nnot mergeable, exported beside it and missing in plain open_clip: {', '.join(done.beside)}"
     return text

@@ -34,5 +34,6 @@ def export(
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"--dtype {dtype!r}: write float32, float16 or bfloat16")
     target = output or run / f"export-{to.replace('_', '-')}"
-    done = write(model, target, to=to, adapters=entries, dtype=getattr(torch, dtype))
+    measured = which == "last" and strength == 1.0
+    done = write(model, target, to=to, adapters=entries, dtype=getattr(torch, dtype), run=run, measured=measured)
     typer.echo(describe_export(done))
