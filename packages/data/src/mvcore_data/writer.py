@@ -275,7 +275,8 @@ class ViewStoreWriter:
             raise
 
     def _reason(self, error: OSError) -> str:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return error.strerror or str(error)
+        reason = error.strerror or str(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not self._needed:
+            return reason
         free = shutil.disk_usage(self.path if self.path.is_dir() else self.path.parent).free
-        return f"no space left on the disk: {self._needed} bytes were to be written, {free} are free"
+        return f"{reason}: {self._needed} bytes were to be written, {free} are free"
