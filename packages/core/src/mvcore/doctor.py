@@ -83,11 +83,18 @@ def check_device() -> Iterable[CheckResult]:
 
 
 def check_attention() -> Iterable[CheckResult]:
-    """Whether xformers is installed; it is never imported here, which takes a second."""
-    try:
-        yield CheckResult("ok", f"xformers {metadata.version('xformers')}")
-    except metadata.PackageNotFoundError:
-        yield CheckResult("ok", "xformers is not installed; torch's own attention is used")
+    """Which backend packed attention takes on each device, and why not another."""
+    import torch
+
+    from mvcore.attention import BACKENDS, preferred, unusable
+
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.bfloat16)):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        taken = preferred(device, dtype)
+        others = [f"{name}: {reason}" for name in BACKENDS if (reason := unusable(name, device, dtype))]
+        text = f"packed attention on {device} in {str(dtype).removeprefix('torch.')}: {taken}"
+        yield CheckResult("ok", text + (f" ({'; '.join(others)})" if others else ""))
 
 
 def check_disk() -> Iterable[CheckResult]:

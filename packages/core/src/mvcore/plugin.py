@@ -103,7 +103,7 @@ def mvcore_register_checks() -> list[CheckSpec]:
     checks = {
         "versions": "Python and the libraries underneath",
         "device": "CUDA and bfloat16",
-        "attention": "The attention library xformers",
+        "attention": "The backend of packed attention",
         "disk": "Free space in the working folder",
         "plugins": "Plugins that could not be loaded",
     }
