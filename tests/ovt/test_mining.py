@@ -69,6 +69,9 @@ class Run:
         self.n_object_ids, self.n_view_ids = n_object_ids, n_view_ids
         self.embedded: list[str] = []
 
+    def prefer(self, view_ids: torch.Tensor) -> None:
+        self.preferred = view_ids
+
     def sources_of(self, trainer: object) -> tuple[str, ...]:
         return tuple(self.sources)
 

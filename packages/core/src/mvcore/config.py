@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mvcore.config_base import Options
+
+DEFAULT_BATCH = 64
+"""Objects or views of a step where a source says nothing about it."""
 
 
 def _plain_names(parts: dict[str, Any]) -> dict[str, Any]:
@@ -42,19 +46,41 @@ class Part(Options):
         return {**values, **plain, **({"args": hidden} if hidden else {})}
 
 
+Degrees = Annotated[float, Field(ge=0, le=180)]
+
+
 class SourcePart(Part):
     """A data source: every step draws one batch from each.
 
     Args:
         sampling: `objects` (`batch_size` counts objects, `views_per_object` a number or a range [low, high]), `views`
             (uniform over views, `batch_size` counts views) or `pairs` (two views an object).
-        views_draw: with a range, whether the number of views is drawn for each object or once for a batch.
+        batch_size: of a step, over all ranks; null = 64, with `share` its part of `run.batch_size`, with
+            `views_per_batch` no limit.
+        share: weight with which sources divide `run.batch_size` among themselves.
+        views_draw: with a range, whether the number of views is drawn for each object, once for a batch, or once
+            together with the views' indices, which then are the same for all objects of a batch.
+        views_per_batch: the most views of a step, over all ranks; objects are added until it is full.
+        short_objects: whether an object with fewer views than are drawn is refused or gives all of them.
+        balance: whether views come equally often from each object, or objects or views from each category.
+        pair_angle: lowest and highest angle in degrees between the two cameras of a pair.
+        pair_angle_of: the whole relative rotation, or the direction of the optical axes alone.
+        pair_covisibility: least share of the first view's foreground that the second view sees.
+        outlier_share: part of the views of a step that are drawn from those that a trainer prefers.
     """
 
     sampling: Literal["objects", "views", "pairs"] = "objects"
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    share: float | None = Field(default=None, gt=0)
     views_per_object: int | tuple[int, int] | None = None
-    views_draw: Literal["object", "batch"] = "object"
+    views_draw: Literal["object", "batch", "indices"] = "object"
+    views_per_batch: int | None = Field(default=None, ge=1)
+    short_objects: Literal["refuse", "take_all"] = "refuse"
+    balance: Literal["none", "object", "category"] = "none"
+    pair_angle: tuple[Degrees, Degrees] | None = None
+    pair_angle_of: Literal["rotation", "direction"] = "rotation"
+    pair_covisibility: float | None = Field(default=None, gt=0, le=1)
+    outlier_share: float = Field(default=0.0, ge=0, lt=1)
 
     @field_validator("views_per_object")
     @classmethod
@@ -63,6 +89,36 @@ class SourcePart(Part):
         if value is not None and not 1 <= low <= high:
             raise ValueError("must be a number of at least 1, or a range [low, high] with 1 <= low <= high")
         return value
+
+    @field_validator("pair_angle")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if value is not None and value[0] > value[1]:
+            raise ValueError("must be a range [low, high] in degrees, from 0 to 180")
+        return value
+
+    @model_validator(mode="after")
+    def _drawable(self) -> SourcePart:
+        """Refuses keys that the sampling would pass over, and pairs of keys that contradict each other."""
+        of_sampling = {"views_per_batch": "objects", "short_objects": "objects", "outlier_share": "views"}
+        of_sampling |= dict.fromkeys(("pair_angle", "pair_angle_of", "pair_covisibility"), "pairs")
+        for key, sampling in of_sampling.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.sampling != sampling:
+                raise ValueError(f"{key} is for sampling: {sampling}, and this source has sampling: {self.sampling}")
+        for first, second, clash in (
+            ("batch_size", "share", self.batch_size is not None and self.share is not None),
+            ("views_per_batch", "share", self.views_per_batch is not None and self.share is not None),
+            ("views_per_batch", "balance: category", self.views_per_batch and self.balance == "category"),
+            ("outlier_share", f"balance: {self.balance}", self.outlier_share and self.balance != "none"),
+            (
+                "short_objects: take_all",
+                "views_draw: indices",
+                self.short_objects == "take_all" and self.views_draw == "indices",
+            ),
+        ):
+            if clash:
+                raise ValueError(f"{first} and {second} do not go together; leave one of them out")
+        return self
 
 
 class LossPart(Part):
@@ -117,6 +173,7 @@ class RunSettings(Options):
     Args:
         micro_batch: views encoded at a time with gradient; the losses still see the whole batch (gradient cache).
             `auto` = the whole batch at once.
+        batch_size: what a step draws from all sources with a `share` together.
         epoch_steps: steps that count as an epoch; null = one pass of the first source.
         checkpoint_every: steps between checkpoints; the last one is always saved.
         log_every: steps between rows of metrics.
@@ -125,6 +182,7 @@ class RunSettings(Options):
     """
 
     max_steps: int = Field(default=1000, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
     micro_batch: int | Literal["auto"] = "auto"
     epoch_steps: int | None = Field(default=None, ge=1)
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -188,6 +246,37 @@ class RunConfig(Options):
         if not self.losses:
             raise ValueError("losses: no loss; name at least one")
         return self
+
+    @model_validator(mode="after")
+    def _shares(self) -> RunConfig:
+        sharing = [name for name, part in self.data.items() if part.share is not None]
+        if sharing and self.run.batch_size is None:
+            raise ValueError(f"data.{sharing[0]}.share: say what is shared, with run.batch_size")
+        if self.run.batch_size is not None and not sharing:
+            raise ValueError("run.batch_size: no source has a share of it; give each source a share, or its batch_size")
+        if empty := [name for name in sharing if self.batch_sizes()[name] == 0]:
+            raise ValueError(f"data.{empty[0]}.share: nothing of run.batch_size {self.run.batch_size} falls to it")
+        return self
+
+    def batch_sizes(self) -> dict[str, int | None]:
+        """What each source draws in a step: objects, or views with `sampling: views`; None = what `views_per_batch`
+        allows.
+
+        Shares are rounded down, and what is left over goes one each to the largest remainders, earlier sources first.
+        """
+        sizes = {
+            name: part.batch_size or (DEFAULT_BATCH if part.views_per_batch is None else None)
+            for name, part in self.data.items()
+        }
+        shares = {name: Fraction(part.share) for name, part in self.data.items() if part.share is not None}
+        if not shares or self.run.batch_size is None:
+            return sizes
+        exact = {name: share * self.run.batch_size / sum(shares.values()) for name, share in shares.items()}
+        whole = {name: int(part) for name, part in exact.items()}
+        left = self.run.batch_size - sum(whole.values())
+        for name in sorted(exact, key=lambda name: whole[name] - exact[name])[:left]:
+            whole[name] += 1
+        return {**sizes, **whole}
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values for YAML, every key of the run's own with its value."""

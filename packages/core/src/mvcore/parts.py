@@ -244,6 +244,30 @@ class DescribedDataset(Protocol):
 
 
 @runtime_checkable
+class GivesCameras(Protocol):
+    """What an indexed dataset may offer beside: the cameras of an object's views, without loading their images."""
+
+    def cameras_of(self, i: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Intrinsics (V, 3, 3) and world-to-camera (V, 4, 4), OpenCV axes, of the views `views_of(i)`, in their order.
+
+        Both are NaN for a view without a camera.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesCovisibility(Protocol):
+    """What an indexed dataset may offer beside: how much of an object two views share."""
+
+    def covisibility(self, i: int, views: Sequence[int]) -> NDArray[np.floating]:
+        """(V, V) share, 0 to 1, of the foreground in the row's view that the column's view sees too.
+
+        `views` are store ids of object `i`. Rows and columns of a view without camera or depth are 0.
+        """
+        ...
+
+
+@runtime_checkable
 class StreamDataset(Protocol):
     """One-object batches in an order of its own; it splits itself by rank and worker and can be resumed."""
 
@@ -297,13 +321,6 @@ class RunHandle(Protocol):
         """The names of the sources that the trainer works on."""
         ...
 
-    def embed(self, source: str, keys: frozenset[str]) -> Embedded:
-        """One pass over each view of a source in eval mode without gradient; modes and random states are restored."""
-        ...
-
-    def log(self, values: Mapping[str, float]) -> None:
-        """Adds to the metrics of the current step."""
-        ...
     def prefer(self, view_ids: Tensor) -> None:
         """Names the views (the run's ids) from which sources with an `outlier_share` draw it from the next epoch on.
 
@@ -311,3 +328,10 @@ class RunHandle(Protocol):
         """
         ...
 
+    def embed(self, source: str, keys: frozenset[str]) -> Embedded:
+        """One pass over each view of a source in eval mode without gradient; modes and random states are restored."""
+        ...
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Adds to the metrics of the current step."""
+        ...

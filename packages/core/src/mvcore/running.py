@@ -28,9 +28,9 @@ from mvcore.report.viewpoints import draw_rows_by_viewpoint
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
-from mvcore.training.fit import fit, prepare, specifications
+from mvcore.training.fit import Specified, fit, prepare, specifications
 from mvcore.training.planner import Blueprint, Plan, choose, plan
-from mvcore.training.sampling import SourceSampler
+from mvcore.training.sampling import SourceSampler, SourceSpecification
 from mvcore.validation import Written, nowhere
 
 Rows = dict[str, dict[str, EvalResult]]
@@ -44,6 +44,7 @@ class Session:
     blueprint: Blueprint
     plan: Plan
     sources: Mapping[str, Any]
+    specified: Specified
     measured: Mapping[str, Any]
     evaluators: Mapping[str, Any]
     registry: Registry
@@ -82,12 +83,23 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     evaluators = {part.name: part.make() for part in blueprint.evaluators} if measured else {}
     if blueprint.evaluators and not measured:
         print("warning: nothing will be measured: name data for it with --validate STORE#SPLIT", file=sys.stderr)
-    for source in specifications(planned, sources)[0].values():
+    specified = specifications(planned, sources)
+    for source in specified[0].values():
         SourceSampler(source, config.run.seed)  # refuses what cannot be drawn
-    session = Session(config, blueprint, planned, sources, measured, evaluators, registry, written)
+        _warn_about_pairs(source)
+    session = Session(config, blueprint, planned, sources, specified, measured, evaluators, registry, written)
     if config.control:
         session.control()  # refuses a control with nothing to train
     return session
+
+
+def _warn_about_pairs(source: SourceSpecification) -> None:
+    if source.pairs is not None and source.pairs.left_out:
+        print(
+            f"warning: data.{source.name}: {source.pairs.left_out} of {len(source.dataset)} objects have no two views "
+            f"with {source.pairs_like} and are left out",
+            file=sys.stderr,
+        )
 
 
 def _ask_plugins(planned: Plan, registry: Registry) -> None:
@@ -155,9 +167,9 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
 def _trained(session: Session, folder: Path, yaml_text: str, console: Console, title: str) -> Model:
     """The model of a finished training, trained now or before."""
     record: RunRecord | None = read_record(folder) if is_run(folder) else None
-    training = prepare(session.plan, session.sources, folder)
-    if record is not None and record.status == "finished":
+    training = prepare(session.plan, session.sources, folder, specified=session.specified)
     connect(training.pipeline, session)
+    if record is not None and record.status == "finished":
         apply_weights(training.pipeline, load_weights(checkpoint_of(folder) / WEIGHTS))
         return training.model
     resume = checkpoint_of(folder) if record is not None and (folder / "checkpoints" / "last.json").exists() else None
@@ -211,12 +223,12 @@ def _measure(
         return saved
     check_image_sizes("validate.data", session.measured, model.backbone)
     model.views_per_batch = session.config.validation.views_per_batch
-    with console.status(f"measuring {row}"):
-        return evaluate(model, session.evaluators, session.measured, output, stored=stored)
     stored = None if tag is None else stored_views(model, session.measured, tag)
     if stored is not None:
         names = ", ".join(stored.sources)
         console.print(f"{row}: views of {names} read from the stored embeddings {tag}", markup=False, highlight=False)
+    with console.status(f"measuring {row}"):
+        return evaluate(model, session.evaluators, session.measured, output, stored=stored)
 
 
 def _saved(output: Path, evaluators: Mapping[str, Any]) -> dict[str, EvalResult] | None:

@@ -188,6 +188,7 @@ class TrainerSpec(Spec):
         needs: features and batch fields that it embeds or observes.
         provides: published state and what its rows stand for, as `{"state:ovt.anchors": "object"}`.
         indexed: it needs a source with ids, so a stream is refused.
+        prefers_views: it names views (`run.prefer`) of which a source with an `outlier_share` draws more.
         replaces_step: it defines `step(run, batches)`; at most one such trainer may be in a run.
     """
 
@@ -196,6 +197,7 @@ class TrainerSpec(Spec):
     needs: Keys = frozenset()
     provides: Mapping[str, Axis] = field(default_factory=dict[str, Axis])
     indexed: bool = False
+    prefers_views: bool = False
     replaces_step: bool = False
 
     def __post_init__(self) -> None:

@@ -103,6 +103,7 @@ class OutlierMining(pl.Callback):
         self._anchors[views.object_ids.to(run.device)] = found
         self._outliers = torch.zeros(run.n_view_ids + 1, dtype=torch.bool, device=run.device)
         self._outliers[views.view_ids.to(run.device)] = chosen.to(run.device)
+        run.prefer(views.view_ids[chosen.to(views.view_ids.device)])
 
     def state(self, batch: ViewBatch) -> dict[str, Tensor]:
         """`ovt.anchors` (B, D) and `ovt.outliers` (N,) bool of a batch; zero and False where nothing was mined."""

@@ -66,6 +66,7 @@ def mvcore_register_trainers() -> list[TrainerSpec]:
             needs={"view"},
             provides={"state:ovt.anchors": "object", "state:ovt.outliers": "view"},
             indexed=True,
+            prefers_views=True,
             citation=_PAPER,
         )
     ]

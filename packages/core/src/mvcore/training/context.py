@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mvcore.model import Model
 from mvcore.parts import Embedded
 from mvcore.training.distributed import join_embedded, rank, world_size
 from mvcore.training.embedding import embed_dataset
-from mvcore.training.sampling import SourceSpecification
+from mvcore.training.sampling import PreferredViews, SourceSpecification
 
 
 class RunContext:
@@ -23,6 +24,7 @@ class RunContext:
         model: the model that trains.
         sources: the run's sources with the offsets of their ids.
         trainer_sources: by trainer object, the names of its sources.
+        preferred: where `prefer` publishes views.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class RunContext:
         sources: Mapping[str, SourceSpecification],
         id_counts: tuple[int, int],
         trainer_sources: Mapping[int, tuple[str, ...]],
+        preferred: PreferredViews | None = None,
     ) -> None:
         self.seed = seed
         self.output = output
@@ -43,6 +46,7 @@ class RunContext:
         self._model = model
         self._specifications = sources
         self._trainer_sources = trainer_sources
+        self._preferred = preferred or PreferredViews()
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +55,10 @@ class RunContext:
     def sources_of(self, trainer: object) -> tuple[str, ...]:
         """The names of the sources that a trainer works on."""
         return self._trainer_sources[id(trainer)]
+
+    def prefer(self, view_ids: Tensor) -> None:
+        """Names the views from which sources with an `outlier_share` draw it from the next epoch on."""
+        self._preferred.publish(view_ids)
 
     def embed(self, source: str, keys: frozenset[str]) -> Embedded:
         """One pass over each view of a source with evaluation transforms, ids global in the run, split over ranks."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from mvcore import build
 from mvcore.checkpoint import FolderCheckpoint
-from mvcore.config import RunSettings
+from mvcore.config import RunSettings, SourcePart
 from mvcore.errors import ConfigError, DataError, DeviceError, Interrupted
 from mvcore.model import Model, Pipeline
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
@@ -32,9 +32,17 @@ from mvcore.training.metrics_csv import MetricsCsv
 from mvcore.training.module import RunModule
 from mvcore.training.objective import Objective, Term
 from mvcore.training.planner import Plan
-from mvcore.training.sampling import SourceSampler, SourceSpecification, assign_offsets
+from mvcore.training.sampling import (
+    PairFilter,
+    PreferredViews,
+    SourceSampler,
+    SourceSpecification,
+    assign_offsets,
+)
 
 MeasureFn = Callable[[Model, Path], Mapping[str, float]]
+Specified: TypeAlias = tuple[dict[str, SourceSpecification], tuple[int, int]]
+"""The sources as they are drawn from, by name, and how many object and view ids their stores have together."""
 
 
 @dataclass
@@ -53,18 +61,26 @@ class Training:
         return Model(self.pipeline, views_per_batch=self.plan.config.validation.views_per_batch)
 
 
-def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pipeline | None = None) -> Training:
+def prepare(
+    plan: Plan,
+    datasets: Mapping[str, Any],
+    output: Path,
+    pipeline: Pipeline | None = None,
+    specified: Specified | None = None,
+) -> Training:
     """Makes model, losses, trainers and loader of a plan.
 
     Args:
         pipeline: a model made before from the same plan, to be trained further; None makes it.
+        specified: what `specifications` gave for the same data; None asks it.
     """
     config = plan.config
     seed = config.run.seed
     if pipeline is None:
         pipeline = make_pipeline(plan.blueprint.encoder, plan.adapters, seed)
     check_image_sizes("data", datasets, pipeline.backbone)
-    specified, id_counts = specifications(plan, datasets)
+    sources, id_counts = specified or specifications(plan, datasets)
+    preferred = PreferredViews()
     trainers = [term.part.make() for term in plan.trainers]
     losses = make_losses(plan, seed)
     terms = [
@@ -83,7 +99,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
         if hasattr(made, "observe"):
             for name in term.sources:
                 objective.observers.setdefault(name, []).append(made.observe)
-    first = SourceSampler(next(iter(specified.values())), seed)
+    first = SourceSampler(next(iter(sources.values())), seed)
     epoch_steps = config.run.epoch_steps or first.steps_per_epoch
     replaces = [made for t, made in zip(plan.trainers, trainers, strict=True) if t.part.spec.replaces_step]
     module = RunModule(
@@ -96,7 +112,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
 
     def make_loader(rank: int, world_size: int, start: int) -> StepLoader:
         return StepLoader(
-            list(specified.values()),
+            list(sources.values()),
             seed=seed,
             workers=_workers(config.run),
             rank=rank,
@@ -104,6 +120,7 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
             start=start,
             steps=epoch_steps,
             pin_memory=torch.cuda.is_available() and config.run.accelerator in ("auto", "cuda"),
+            preferred=preferred,
         )
 
     module.make_loader = make_loader
@@ -111,9 +128,10 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
         seed=seed,
         output=output,
         model=Model(pipeline, views_per_batch=config.validation.views_per_batch),
-        sources=specified,
+        sources=sources,
         id_counts=id_counts,
         trainer_sources={id(made): t.sources for t, made in zip(plan.trainers, trainers, strict=True)},
+        preferred=preferred,
     )
     for made in trainers:
         if hasattr(made, "bind"):
@@ -121,9 +139,10 @@ def prepare(plan: Plan, datasets: Mapping[str, Any], output: Path, pipeline: Pip
     return Training(plan, module, pipeline, trainers, epoch_steps, context)
 
 
-def specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, SourceSpecification], tuple[int, int]]:
+def specifications(plan: Plan, datasets: Mapping[str, Any]) -> Specified:
     """The sources as they are drawn from, by name, and how many object and view ids their stores have together."""
     offsets, n_objects, n_views = assign_offsets(list(datasets.values()))
+    sizes = plan.config.batch_sizes()
     found: dict[str, SourceSpecification] = {}
     for index, (name, dataset) in enumerate(datasets.items()):
         settings = plan.config.data[name]
@@ -131,14 +150,25 @@ def specifications(plan: Plan, datasets: Mapping[str, Any]) -> tuple[dict[str, S
             name=name,
             dataset=dataset,
             sampling=settings.sampling,
-            batch_size=settings.batch_size,
+            batch_size=sizes[name],
             views_per_object=settings.views_per_object or 1,
             views_draw=settings.views_draw,
+            views_per_batch=settings.views_per_batch,
+            short_objects=settings.short_objects,
+            balance=settings.balance,
+            outlier_share=settings.outlier_share,
+            pairs_like=_pairs_like(settings),
             object_offset=offsets[index][0],
             view_offset=offsets[index][1],
             index=index,
         )
     return found, (n_objects, n_views)
+
+
+def _pairs_like(settings: SourcePart) -> PairFilter | None:
+    if settings.pair_angle is None and settings.pair_covisibility is None:
+        return None
+    return PairFilter(settings.pair_angle, settings.pair_angle_of, settings.pair_covisibility)
 
 
 def _workers(settings: RunSettings) -> int:

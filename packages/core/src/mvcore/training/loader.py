@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mvcore.errors import ConfigError, MvcoreError
+from mvcore.errors import MvcoreError
 from mvcore.packing import concatenate
-from mvcore.training.sampling import Draw, SourceSampler, SourceSpecification
+from mvcore.training.sampling import Draw, PreferredViews, SourceSampler, SourceSpecification
 from mvcore.types import ViewBatch
 
 
@@ -36,7 +36,8 @@ class StepLoader:
     is `steps`, also after a resume in the middle of a pass, as Lightning counts.
 
     The position in a run belongs to the trainer, since workers fetch ahead: it says where it stands through `position`
-    before it saves, and `state_dict` hands that back.
+    before it saves, and `state_dict` hands that back. Views that a trainer prefers come into effect when a pass begins
+    and stay until it ends; they are part of the state.
 
     Args:
         sources: the sources of the run.
@@ -47,6 +48,7 @@ class StepLoader:
         start: the first global step.
         steps: steps of a pass.
         pin_memory: load into page-locked memory; for CUDA only.
+        preferred: where a trainer publishes the views that it prefers.
 
     Raises:
         ConfigError: a source that cannot be drawn as asked, too few objects for the ranks, or a stream.
@@ -63,10 +65,15 @@ class StepLoader:
         start: int = 0,
         steps: int,
         pin_memory: bool = False,
+        preferred: PreferredViews | None = None,
     ) -> None:
         if steps < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ValueError(f"steps {steps}, workers {workers} or rank {rank} of {world_size} is out of range")
-        samplers = [_sampler(source, seed, world_size) for source in sources]
+        samplers = [SourceSampler(source, seed) for source in sources]
+        for sampler in samplers:
+            sampler.check_ranks(world_size)
+        self._preferring = [sampler for sampler in samplers if sampler.source.outlier_share]
+        self._preferred = preferred or PreferredViews()
         self._steps = steps
         self._order = _GlobalSteps(steps)
         self._loader: DataLoader[dict[str, ViewBatch]] = DataLoader(
@@ -87,6 +94,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[dict[str, ViewBatch]]:
         stop = self._order.stop
+        self._bring_preferred()
         for step, batches in enumerate(self._loader, self._order.start):
             if isinstance(batches, _Failure):
                 raise batches.error
@@ -101,13 +109,25 @@ class StepLoader:
         self._order.start = step
         self.position = step
 
-    def state_dict(self) -> dict[str, int]:
-        """The position that the trainer set last."""
-        return {"position": self.position}
+    def state_dict(self) -> dict[str, Any]:
+        """The position that the trainer set last, and the preferred views where a source draws from them."""
+        preferred = {"preferred": self._preferred.state_dict()} if self._preferring else {}
+        return {"position": self.position, **preferred}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Starts at a saved position."""
         self.set_start(state["position"])
+        if "preferred" in state:
+            self._preferred.load_state_dict(state["preferred"])
+
+    def _bring_preferred(self) -> None:
+        """Hands the preferred views to the samplers; before the first step of a pass, those published last."""
+        if self._order.start % self._steps == 0:
+            self._preferred.begin_pass()
+        if self._preferred.in_effect is None:
+            return
+        for sampler in self._preferring:
+            sampler.prefer(self._preferred.in_effect.numpy() - sampler.source.view_offset)
 
 
 class _GlobalSteps(Sampler[int]):
@@ -179,14 +199,3 @@ def globalised(batch: ViewBatch, source: SourceSpecification) -> ViewBatch:
         object_ids=torch.where(batch.object_ids >= 0, batch.object_ids + source.object_offset, -1),
         view_ids=torch.where(batch.view_ids >= 0, batch.view_ids + source.view_offset, -1),
     )
-
-
-def _sampler(source: SourceSpecification, seed: int, world_size: int) -> SourceSampler:
-    sampler = SourceSampler(source, seed)
-    objects = min(source.batch_size, len(source.dataset))
-    if source.sampling != "views" and objects < world_size:
-        raise ConfigError(
-            f"data.{source.name}: a batch of {objects} objects cannot be split over {world_size} ranks; raise "
-            "batch_size or use fewer devices"
-        )
-    return sampler

@@ -181,13 +181,19 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
     if not active:
         raise ConfigError("every loss has weight 0, so there is nothing to train")
     wanted_state = frozenset(key for part in active for key in part.needs if key.startswith(STATE))
-    trainers = [part for part in blueprint.trainers if not part.provides or part.provides & wanted_state]
+    preferring = any(part.outlier_share for part in blueprint.config.data.values())
+    trainers = [
+        part
+        for part in blueprint.trainers
+        if not part.provides or part.provides & wanted_state or (preferring and part.spec.prefers_views)
+    ]
     planned_trainers = tuple(
         PlannedTerm(part, _sources_for(part, blueprint, datasets, blueprint.config.trainers[part.name].on, {}))
         for part in trainers
     )
     publishers = {key: term for term in planned_trainers for key in term.part.provides}
     _check_state(active, publishers, registry)
+    _check_preferred(blueprint, planned_trainers, registry)
 
     def term(part: Chosen) -> PlannedTerm:
         settings = blueprint.config.losses[part.name]
@@ -268,6 +274,26 @@ def _check_state(losses: Iterable[Chosen], published: Mapping[str, Any], registr
             raise ConfigError(
                 loss.place.line([], f"{loss.id} needs {key}, which no trainer of this run publishes{advice}")
             )
+
+
+def _check_preferred(blueprint: Blueprint, trainers: Iterable[PlannedTerm], registry: Registry) -> None:
+    """Exactly one trainer says which views a source with an `outlier_share` prefers."""
+    preferring = [term for term in trainers if term.part.spec.prefers_views]
+    for name, settings in blueprint.config.data.items():
+        working = [term for term in preferring if name in term.sources]
+        if not settings.outlier_share or len(working) == 1:
+            continue
+        place = blueprint.sources[name].place
+        if working:
+            named = " and ".join(term.part.name for term in working)
+            raise ConfigError(place.line(["outlier_share"], f"{named} both name preferred views; keep one of them"))
+        givers = [id for id, entry in registry.specs("trainer").items() if entry.spec.prefers_views]
+        advice = f"; {' or '.join(givers)} does: name it under trainers" if givers else ""
+        text = f"no trainer of this run names the views that this source shall prefer{advice}"
+        raise ConfigError(place.line(["outlier_share"], text))
+    if len(preferring) > 1:
+        text = f"{preferring[0].part.name} names preferred views too, and one would undo the other's; keep one of them"
+        raise ConfigError(preferring[1].part.place.line([], text))
 
 
 def _check_features(missing: frozenset[str], parts: Iterable[Chosen], blueprint: Blueprint, registry: Registry) -> None:
