@@ -13,6 +13,7 @@ from mvcore.errors import ConfigError
 from mvcore.key_path import show_path
 from mvcore.paths import model_and_tag
 from mvcore.plugins import PluginRecord, Registered, Registry, recipe_path
+from mvcore.specs import STATE
 from mvcore.suggest import did_you_mean, listed
 
 DEMO = "demo"
@@ -297,16 +298,33 @@ def _loss_and_weight(text: str, losses: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _pull_in(layers: Layers, loss: Registered, registry: Registry, notes: list[str]) -> None:
-    """Takes from an added loss's own plugin what supplies a missing need: trainers and adapters, nothing else.
+    """Takes from an added loss's own plugin's recipe what supplies a missing need: trainers and adapters, nothing else.
 
-    What would replace a feature that the run has already is not taken, nor are the recipe's own sources.
+    A trainer that is the only one to publish what the loss needs is taken without a recipe too. What would replace a
+    feature that the run has already is not taken, nor are the recipe's own sources.
     """
     recipes = [entry for entry in registry.specs("recipe").values() if entry.plugin == loss.plugin]
     recipes.sort(key=lambda entry: (not entry.spec.default, entry.spec.name != DEMO))
-    if not recipes:
-        return
-    values, _ = read_yaml(recipe_path(recipes[0]))
-    source = f"recipe {recipes[0].id}"
+    if recipes:
+        _pull_from_recipe(layers, loss, recipes[0], registry, notes)
+    _pull_only_trainers(layers, loss, registry, notes)
+
+
+def _pull_only_trainers(layers: Layers, loss: Registered, registry: Registry, notes: list[str]) -> None:
+    """Adds the trainer of a state that the loss needs and only one registered trainer publishes."""
+    for key in sorted(key for key in loss.spec.needs if key.startswith(STATE)):
+        givers = [id for id, entry in registry.specs("trainer").items() if key in entry.spec.provides]
+        if len(givers) != 1 or key in _given(section_of(layers.values, "trainers"), "trainer", registry):
+            continue
+        layers.merge({"trainers": {givers[0]: {}}}, "--loss")
+        notes.append(f"trainer {givers[0]}: {loss.id} needs {key}, which no other trainer publishes")
+
+
+def _pull_from_recipe(
+    layers: Layers, loss: Registered, recipe: Registered, registry: Registry, notes: list[str]
+) -> None:
+    values, _ = read_yaml(recipe_path(recipe))
+    source = f"recipe {recipe.id}"
     for section, kind in (("trainers", "trainer"), ("adapters", "encoder")):
         present = section_of(layers.values, section)
         for name, entry in section_of(values, section).items():
