@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mvcore_data import licences
 from mvcore_data.cache import ImageCache
+from mvcore_data.covisibility import ViewGeometry, covisibility
 from mvcore_data.info import count_names
 from mvcore_data.options import ViewFilter, ViewsOptions
 from mvcore_data.pipeline import Generators, Pipeline, Placed
@@ -76,6 +77,33 @@ class Views:
             "sources": count_names(map(store.source, self._objects)),
             "creators": count_names(map(store.creator, self._objects)),
         }
+
+    def cameras_of(self, i: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Intrinsics (V, 3, 3) of the stored images and world-to-camera (V, 4, 4); NaN for a view without a camera."""
+        intrinsics = np.full((len(self._views[i]), 3, 3), np.nan, np.float32)
+        extrinsics = np.full((len(self._views[i]), 4, 4), np.nan, np.float32)
+        for row, view in enumerate(self._views[i]):
+            camera = self.store.camera(view)
+            if camera is not None:
+                intrinsics[row], extrinsics[row] = camera
+        return intrinsics, extrinsics
+
+    def covisibility(self, i: int, views: Sequence[int]) -> NDArray[np.float64]:
+        """(V, V) share of the foreground of the row's view that the column's view sees; 0 without camera or depth.
+
+        Foreground is what has depth and, where a view has a mask, lies within it.
+
+        Raises:
+            DataError: a depth or mask is damaged.
+        """
+        return covisibility([self._geometry(view) for view in views])
+
+    def _geometry(self, view: int) -> ViewGeometry | None:
+        camera, depth = self.store.camera(view), self.store.depth(view)
+        if camera is None or depth is None:
+            return None
+        mask = self.store.mask(view)
+        return ViewGeometry(depth if mask is None else np.where(mask, depth, 0), *camera)
 
     def load(self, i: int, views: Sequence[int], rng: np.random.Generator | None) -> ViewBatch:
         """One object's batch; see `mvcore.parts.IndexedDataset`.
