@@ -39,6 +39,10 @@ def cross(a: Vector, b: Vector) -> list[float]:
     return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 
 
+def minus(a: Vector, b: Vector) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
 def unit(a: Vector) -> list[float]:
     return [x / math.sqrt(dot(a, a)) for x in a]
 
@@ -95,14 +99,15 @@ def assert_plane(store: ViewStore, tolerance: float) -> None:
     (normal, offset), lifted = PLANE, 0
     for view in range(store.n_views):
         camera, depth = store.camera(view), store.depth(view)
-        assert camera is not None and depth is not None
+        assert camera is not None
+        assert depth is not None
         K, w2c = (matrix.astype(np.float64) for matrix in camera)
         for i in range(1, depth.shape[0], 7):
             for j in range(1, depth.shape[1], 7):
                 if depth[i, j] > 0:
                     ray = np.linalg.inv(K) @ (j + 0.5, i + 0.5, 1.0)
                     world = w2c[:3, :3].T @ (depth[i, j] * ray - w2c[:3, 3])
-                    assert abs(dot(normal, world) - offset) < tolerance, (view, i, j)
+                    assert abs(dot(normal, world.tolist()) - offset) < tolerance, (view, i, j)
                     lifted += 1
     assert lifted > 200
 
@@ -257,7 +262,8 @@ def test_bent_lenses_have_no_camera_until_they_are_made_straight(tmp_path: Path,
     colmap_scene(tmp_path / "cup", model, text=False, masks=True)
     report = pack(tmp_path / "cup", tmp_path / "bent.h5")
     assert list(report.skipped.counts.values()) == [3]
-    assert "undistort" in next(iter(report.skipped.counts)) and model in next(iter(report.skipped.counts))
+    assert "undistort" in next(iter(report.skipped.counts))
+    assert model in next(iter(report.skipped.counts))
     bent = ViewStore(tmp_path / "bent.h5")
     assert [bent.camera(v) for v in range(3)] == [None] * 3
     assert bent.encoded(0) == (tmp_path / "cup/images/frame 1.png").read_bytes()
@@ -291,7 +297,7 @@ def correnhance_scene(folder: Path, k: list[float]) -> None:
         poses.append(pose)
         dots = []
         for point in POINTS:
-            seen = [dot(axis, np.subtract(point, eye)) for axis in (right, down, forward)]
+            seen = [dot(axis, minus(point, eye)) for axis in (right, down, forward)]
             column, row = fx * seen[0] / seen[2] + cx, fy * seen[1] / seen[2] + cy
             dots.append((column + 0.5, row + 0.5))
         draw(folder / f"renders/000-001/cup/color_{number:06d}.png", dots)
@@ -321,7 +327,8 @@ def test_correnhance_cameras_depth_and_masks(tmp_path: Path) -> None:
     assert_plane(store, 0.002)
     for view in range(3):
         depth, mask = store.depth(view), store.mask(view)
-        assert depth is not None and mask is not None
+        assert depth is not None
+        assert mask is not None
         np.testing.assert_array_equal(mask, depth > 0)
 
 
@@ -340,7 +347,7 @@ def test_correnhance_intrinsics_follow_the_size_of_the_images(tmp_path: Path) ->
 def opengl_pixel(eye: Vector, point: Vector, fx: float, fy: float, cx: float, cy: float) -> Pixel:
     """x right, y up, z backward; (cx, cy) from the image's corner."""
     right, down, forward = axes(eye)
-    there = np.subtract(point, eye)
+    there = minus(point, eye)
     x, y, z = dot(right, there), -dot(down, there), -dot(forward, there)
     return cx + fx * x / -z, cy - fy * y / -z
 
@@ -484,9 +491,13 @@ def test_co3d_cameras_depth_and_masks(tmp_path: Path, form: str, below: str) -> 
     assert_dots(store)
     assert_plane(store, 0.004)  # half precision: 1 part in 2,048
     depth, mask = store.depth(0), store.mask(0)
-    assert depth is not None and mask is not None
-    assert depth[0, 0] == 0 and not depth[:, -10:].any() and depth[:, -11].any()
-    assert mask[:20].all() and not mask[20:].any()
+    assert depth is not None
+    assert mask is not None
+    assert depth[0, 0] == 0
+    assert not depth[:, -10:].any()
+    assert depth[:, -11].any()
+    assert mask[:20].all()
+    assert not mask[20:].any()
 
 
 # --- MVImgNet ---------------------------------------------------------------------------------------------------------
