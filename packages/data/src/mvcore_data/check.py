@@ -1,25 +1,22 @@
-"""`check_store`: reads a store whole and says what is wrong, in a child process where its origin is unknown.
-
-HDF5 itself can crash or hang on hostile metadata, so a file without a seal, or any file with `untrusted`, is first read
-by a child with limits of time and memory.
-"""
+"""`check_store`: reads a store whole and says what is wrong, in a child process where its origin is unknown."""
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvcore.api import DataError
 
-PROBE_SECONDS = 60
+from mvcore_data import sandbox
+
+if TYPE_CHECKING:
+    from mvcore_data.store import ViewStore
+
+CHECK_SECONDS = 60
 MEMORY_BYTES = 8 << 30
+_BYTES_A_SECOND = 10_000_000
 
 
 @dataclass
@@ -51,7 +48,7 @@ def check_store(
 
     Args:
         path: a shard or the folder of a store.
-        untrusted: read it in a child process with limits.
+        untrusted: decode it, too, in a child process with limits.
         seconds: the child's limit; None is one minute and a second more for each 10 MB.
         memory: the child's limit in bytes of address space.
 
@@ -60,21 +57,17 @@ def check_store(
     """
     if not untrusted:
         return _check(Path(path))
-    limit = PROBE_SECONDS + _size(Path(path)) / 1e7 if seconds is None else seconds
-    answer = _in_child("check", Path(path), limit, memory)
-    return answer if isinstance(answer, CheckReport) else CheckReport(str(path), problems=[answer])
+    limit = CHECK_SECONDS + _size(Path(path)) / _BYTES_A_SECOND if seconds is None else seconds
+    try:
+        return CheckReport(**sandbox.call("mvcore_data.check:check_here", str(path), seconds=limit, memory=memory))
+    except sandbox.SandboxError as error:
+        problem = f"{path}: reading it {error}, so it is damaged or hostile; do not use it"
+        return CheckReport(str(path), problems=[problem])
 
 
-def probe(path: Path) -> None:
-    """Opens a shard in a child process.
-
-    Raises:
-        DataError: it cannot be opened there, whatever became of the child.
-    """
-    answer = _in_child("probe", path, PROBE_SECONDS, MEMORY_BYTES)
-    problems = answer.problems if isinstance(answer, CheckReport) else [answer]
-    if problems:
-        raise DataError(problems[0])
+def check_here(path: str) -> dict[str, Any]:
+    """Checks a store, in the child."""
+    return asdict(_check(Path(path)))
 
 
 def _check(path: Path) -> CheckReport:
@@ -82,61 +75,31 @@ def _check(path: Path) -> CheckReport:
 
     report = CheckReport(str(path))
     try:
-        store = ViewStore(path)
+        store = ViewStore(path, skip_damaged=True)
     except DataError as error:
         report.problems.append(str(error))
         return report
-    with store:
-        for i in range(len(store)):
-            report.objects += 1
-            for v in store.views_of(i):
-                report.views += 1
-                for read in (store.image, store.depth, store.mask):
-                    try:
-                        read(v)
-                    except DataError as error:
-                        report.problems.append(str(error))
+    report.problems += [shard.problem for shard in store.lost]
+    for i in range(len(store)):
+        report.objects += 1
+        for v in store.views_of(i):
+            report.views += 1
+            report.problems += problems_of(store, v)
+    store.close()
     return report
+
+
+def problems_of(store: ViewStore, v: int) -> list[str]:
+    """What is wrong with a view, its depth map and its mask, a line each."""
+    problems: list[str] = []
+    for read in (store.image, store.depth, store.mask):
+        try:
+            read(v)
+        except DataError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _size(path: Path) -> int:
     files = path.glob("shard-*.h5") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _in_child(what: str, path: Path, seconds: float, memory: int) -> CheckReport | str:
-    command = [sys.executable, "-P", "-m", "mvcore_data.check", what, str(path), str(memory)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return f"{path}: reading it took more than {seconds:.0f} s, so it is damaged or hostile; do not use it"
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        return f"{path}: reading it kills the HDF5 library ({name}), so it is damaged or hostile; do not use it"
-    try:
-        value: dict[str, Any] = json.loads(done.stdout)
-        return CheckReport(**value)
-    except (ValueError, TypeError):
-        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
-        return f"{path}: reading it failed ({reason}), so it is damaged or hostile; do not use it"
-
-
-def _child(what: str, path: str, memory: str) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if what == "check":
-        report = _check(Path(path))
-    else:
-        from mvcore_data.shard import Shard
-
-        report = CheckReport(path)
-        try:
-            Shard(Path(path), probing=True)
-        except DataError as error:
-            report.problems.append(str(error))
-    sys.stdout.write(json.dumps(asdict(report)))
-
-
-if __name__ == "__main__":
-    _child(*sys.argv[1:])

@@ -17,7 +17,7 @@ import numpy as np
 from mvcore.api import DataError
 from numpy.typing import NDArray
 
-from mvcore_data import seal
+from mvcore_data import probe, seal
 from mvcore_data.schema import CODECS, MAX_PIXELS, MAX_SIDE, TABLES
 from mvcore_data.tables import Blob, Tables, open_hdf5
 
@@ -28,18 +28,18 @@ class Shard:
     Args:
         path: the file.
         expected: the seal that an index records for it; without it the file's own seal counts.
-        probing: this is the child process that tries a file without a seal.
+        trusted: HDF5 may open it without a trial: this process wrote it.
 
     Raises:
         DataError: missing, damaged, unfinished, or not a shard of this schema and version.
     """
 
-    def __init__(self, path: Path, expected: seal.Seal | None = None, *, probing: bool = False) -> None:
+    def __init__(self, path: Path, expected: seal.Seal | None = None, *, trusted: bool = False) -> None:
         self.path = path
         self._fd: int | None = None
         self._stamp = (0, 0)
         try:
-            self.seal = self._check_seal(expected, probing)
+            self.seal = self._check_seal(expected, trusted)
             with open_hdf5(path) as file:
                 self._read(Tables(file, path, self._stamp[0]))
         except BaseException:
@@ -76,6 +76,11 @@ class Shard:
         """How messages name view v."""
         o = int(self.object_of[v])
         return f"{self.path}: view {v - int(self.view_offset[o])} of object {self.ids[o]!r}"
+
+    def remember(self) -> None:
+        """Records that HDF5 may open this file again without a trial."""
+        if self.seal is not None:
+            probe.remember(self._descriptor(), self.seal)
 
     def close(self) -> None:
         """Closes the file; reading opens it again."""
@@ -114,16 +119,13 @@ class Shard:
         self._fd, self._stamp = fd, stamp
         return fd
 
-    def _check_seal(self, expected: seal.Seal | None, probing: bool) -> seal.Seal | None:
+    def _check_seal(self, expected: seal.Seal | None, trusted: bool) -> seal.Seal | None:
         fd = self._descriptor()
         own = expected or seal.read(fd, str(self.path))
         if own is not None:
             seal.verify(fd, own, str(self.path))
-        elif not probing:
-            # A file that another program wrote: a child process tries HDF5 on it first.
-            from mvcore_data.check import probe
-
-            probe(self.path)
+        if not trusted:
+            probe.ensure_openable(self.path, fd, own)
         return own
 
     def _read(self, reader: Tables) -> None:
@@ -177,9 +179,16 @@ class Shard:
 
     def captions_of(self, target: int) -> list[str]:
         """The captions of view `target`, or of object `-1 - target`."""
+        return self.captions(self.caption_rows(target))
+
+    def caption_rows(self, target: int) -> range:
+        """The places of a target's captions among all of the shard in order of their target."""
         slot = target + len(self.ids)
-        entries = range(self._caption_first.item(slot), self._caption_first.item(slot + 1))
-        return [self._texts[self._caption_begin.item(i) : self._caption_end.item(i)].decode() for i in entries]
+        return range(self._caption_first.item(slot), self._caption_first.item(slot + 1))
+
+    def captions(self, rows: range) -> list[str]:
+        """The captions at these places."""
+        return [self._texts[self._caption_begin.item(i) : self._caption_end.item(i)].decode() for i in rows]
 
     def _read_cameras(self, reader: Tables) -> None:
         self.camera_valid: NDArray[np.bool_] | None = None

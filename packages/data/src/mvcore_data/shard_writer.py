@@ -164,10 +164,11 @@ class ShardWriter:
         written = seal.write(self.temporary, places)
         for blob in self._blobs.values():
             blob.discard()
-        shard = Shard(self.temporary, written)
+        shard = Shard(self.temporary, written, trusted=True)
         for v in range(shard.n_views):
             for read in (shard.encoded, shard.encoded_depth, shard.encoded_mask):
                 read(v)  # against its CRC
+        shard.remember()
         shard.close()
         return ShardEntry(self.path.name, shard.n_objects, shard.n_views, written)
 

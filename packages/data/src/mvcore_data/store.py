@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
@@ -14,9 +15,25 @@ from mvcore.api import DataError
 from numpy.typing import NDArray
 
 from mvcore_data import decode
-from mvcore_data.index import Index, read_index
+from mvcore_data.index import Index, ShardEntry, read_index
 from mvcore_data.schema import CODECS
 from mvcore_data.shard import Shard
+
+
+@dataclass(frozen=True)
+class LostShard:
+    """A shard that could not be opened.
+
+    Args:
+        file: its name.
+        objects, views: how many the index counts in it; 0 for a shard without an index.
+        problem: why, in one line.
+    """
+
+    file: str
+    objects: int
+    views: int
+    problem: str
 
 
 class ViewStore:
@@ -28,27 +45,41 @@ class ViewStore:
 
     Args:
         path: a shard file or the folder of a store.
+        skip_damaged: leave out shards that cannot be opened, and name them in `lost`.
 
     Attributes:
         object_ids: the objects' names.
         index: what `index.json` records; without shards for a single shard file.
+        lost: the shards that were left out.
 
     Raises:
         DataError: missing, empty, damaged or unfinished, or of another version.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], *, skip_damaged: bool = False) -> None:
         self.path = Path(path)
-        if self.path.is_file():
-            self._shards = [Shard(self.path)]
-            self.index = Index(())
-        else:
-            self.index = read_index(self.path)
-            self._shards = _open_shards(self.path, self.index)
+        self.lost: list[LostShard] = []
+        self._shards: list[Shard] = []
+        single = self.path.is_file()
+        self.index = Index(()) if single else read_index(self.path)
+        for entry in [None] if single else self.index.shards:
+            try:
+                self._shards.append(Shard(self.path) if entry is None else _open_shard(self.path, entry))
+            except DataError as error:
+                if not skip_damaged:
+                    raise
+                name, counts = (self.path.name, (0, 0)) if entry is None else (entry.file, (entry.objects, entry.views))
+                self.lost.append(LostShard(name, *counts, str(error)))
         self._first_view = [0, *accumulate(shard.n_views for shard in self._shards)]
+        self._first_caption = [0, *accumulate(shard.n_captions for shard in self._shards)]
         self._first_object = [0, *accumulate(shard.n_objects for shard in self._shards)]
         self.object_ids: list[str] = [name for shard in self._shards for name in shard.ids]
         self._check_names()
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards, in order."""
+        return tuple(self._shards)
 
     @property
     def n_views(self) -> int:
@@ -131,17 +162,28 @@ class ViewStore:
     def depth(self, v: int) -> NDArray[np.float32] | None:
         """View v's (H, W) float32 z-depth in object units, 0 = none; or None."""
         n, local = self._view(v)
-        shard = self._shards[n]
-        data = shard.encoded_depth(local)
-        if not data or shard.depth_scale is None:
-            return None
-        return decode.decode_depth(data, float(shard.depth_scale[local]), self.size(v), f"{shard.label(local)}: depth")
+        stored = self.encoded_depth(v)
+        label = f"{self._shards[n].label(local)}: depth"
+        return None if stored is None else decode.decode_depth(*stored, self.size(v), label)
 
     def mask(self, v: int) -> NDArray[np.bool_] | None:
         """View v's (H, W) bool mask, True = object; or None."""
         n, local = self._view(v)
-        data = self._shards[n].encoded_mask(local)
-        return decode.decode_mask(data, self.size(v), f"{self._shards[n].label(local)}: mask") if data else None
+        stored = self.encoded_mask(v)
+        label = f"{self._shards[n].label(local)}: mask"
+        return None if stored is None else decode.decode_mask(stored, self.size(v), label)
+
+    def encoded_depth(self, v: int) -> tuple[bytes, float] | None:
+        """View v's depth map as it is stored, a 16-bit PNG, and its scale: depth = value * scale; or None."""
+        n, local = self._view(v)
+        shard = self._shards[n]
+        data = shard.encoded_depth(local)
+        return (data, float(shard.depth_scale[local])) if data and shard.depth_scale is not None else None
+
+    def encoded_mask(self, v: int) -> bytes | None:
+        """View v's mask as it is stored, a PNG; or None."""
+        n, local = self._view(v)
+        return self._shards[n].encoded_mask(local) or None
 
     def has_depth(self, v: int) -> bool:
         """Whether view v has depth."""
@@ -164,6 +206,16 @@ class ViewStore:
         """The captions of view v alone."""
         n, local = self._view(v)
         return self._shards[n].captions_of(local)
+
+    def caption_rows(self, i: int) -> range:
+        """The places of object i's own captions among the store's: by shard, in each in order of their target."""
+        n, local = self._object(i)
+        return self._caption_places(n, -1 - local)
+
+    def view_caption_rows(self, v: int) -> range:
+        """The places of view v's own captions; see `caption_rows`."""
+        n, local = self._view(v)
+        return self._caption_places(n, local)
 
     def category(self, i: int) -> str | None:
         """The category of object i."""
@@ -198,6 +250,10 @@ class ViewStore:
     ) -> None:
         self.close()
 
+    def _caption_places(self, n: int, target: int) -> range:
+        rows = self._shards[n].caption_rows(target)
+        return range(self._first_caption[n] + rows.start, self._first_caption[n] + rows.stop)
+
     def _view(self, v: int) -> tuple[int, int]:
         return _locate(self._first_view, v, "view")
 
@@ -214,6 +270,8 @@ class ViewStore:
         known = set(self.object_ids)
         if len(known) < len(self.object_ids):
             raise DataError(f"{self.path}: damaged: two shards hold objects of the same id; copy the store again")
+        if self.lost:
+            return  # their objects may be in the splits
         for split, ids in self.index.splits.items():
             if unknown := next((name for name in ids if name not in known), None):
                 raise DataError(
@@ -228,9 +286,8 @@ def _locate(first: list[int], index: int, what: str) -> tuple[int, int]:
     return n, index - first[n]
 
 
-def _open_shards(folder: Path, index: Index) -> list[Shard]:
-    shards = [Shard(folder / entry.file, entry.seal) for entry in index.shards]
-    for shard, entry in zip(shards, index.shards, strict=True):
-        if (shard.n_objects, shard.n_views) != (entry.objects, entry.views):
-            raise DataError(f"{shard.path}: {shard.n_objects} objects and {shard.n_views} views, not as the index says")
-    return shards
+def _open_shard(folder: Path, entry: ShardEntry) -> Shard:
+    shard = Shard(folder / entry.file, entry.seal)
+    if (shard.n_objects, shard.n_views) != (entry.objects, entry.views):
+        raise DataError(f"{shard.path}: {shard.n_objects} objects and {shard.n_views} views, not as the index says")
+    return shard

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 from mvcore.api import DataError
 from numpy.typing import NDArray
 
@@ -96,7 +97,7 @@ class Tables:
             self.require(isinstance(group, h5py.Group), f"/{name} is missing")
             kind = _link_kind(group, part)
             self.require(kind is not None, f"/{name} is missing")
-            self.require(kind == h5py.h5l.TYPE_HARD, f"/{name} is a link, which is not allowed")
+            self.require(kind == h5l.TYPE_HARD, f"/{name} is a link, which is not allowed")
             group = group[part]
         self.require(isinstance(group, h5py.Dataset), f"/{name} is not a dataset")
         create = group.id.get_create_plist()
@@ -149,7 +150,7 @@ class Tables:
         self.require(bool(right), f"/{group}/offset does not rise from 0 to the {length} bytes of its blob")
 
 
-def _link_kind(group: h5py.Group, name: str) -> int | None:
+def _link_kind(group: Any, name: str) -> int | None:
     """The kind of a link, or None; `in` and `get` of h5py would open the file that an external link names."""
     links: Any = group.id.links
     return links.get_info(name.encode()).type if links.exists(name.encode()) else None
