@@ -16,6 +16,7 @@ from mvcore.api import ConfigError, DataError
 from typer.core import TyperCommand, TyperGroup
 
 _LAZY = {
+    "embed": ("mvcore_data.embed_cli:embed", "Store vectors of a store's views and captions beside it."),
     "pack": ("mvcore_data.pack_cli:pack", "Pack images of any known layout into a store; their bytes are kept."),
     "formats": ("mvcore_data.pack_cli:formats", "List the layouts that pack reads, with their options."),
     "render": ("mvcore_data.render.cli:render", "Render meshes to a store with cameras, z-depth and masks."),

@@ -122,6 +122,9 @@ class ViewsOptions(ImageOptions):
         depth: load depth, where a view has it.
         masks: load masks; every view must have one.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
+        embeddings: stored vectors to give with the views drawn and with their captions: tags of `mvcore data embed`, or
+            a mapping from names in this run to tags.
+        images: false reads no pixels, where stored vectors take their place.
     """
 
     image_size: int | None = Field(default=None, ge=8, le=4096)
@@ -132,6 +135,25 @@ class ViewsOptions(ImageOptions):
     depth: bool = False
     masks: bool = False
     captions: Literal["all", "random", "none"] = "all"
+    embeddings: tuple[str, ...] | dict[str, str] = ()
+    images: bool = True
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags of stored vectors by their name in the run."""
+        return self.embeddings if isinstance(self.embeddings, dict) else {tag: tag for tag in self.embeddings}
+
+    @model_validator(mode="after")
+    def _something_to_give(self) -> ViewsOptions:
+        if bad := next((name for name in self.tags if not name or "/" in name), None):
+            raise ValueError(f"embeddings: {bad!r} cannot be a name; leave out '/'")
+        if not self.images:
+            for name in ("augment", "masks", "depth"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} goes with images; set images to true or leave {name} out")
+            if self.cache != "none":
+                raise ValueError("cache keeps images; set images to true or cache to none")
+        return self
 
 
 class ImageTextOptions(ImageOptions):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from mvcore_data import licences
 from mvcore_data.cache import ImageCache
 from mvcore_data.covisibility import ViewGeometry, covisibility
+from mvcore_data.embeddings import CaptionLookup, EmbeddingCache, tags_of, transform_key
 from mvcore_data.info import count_names
 from mvcore_data.options import ViewFilter, ViewsOptions
 from mvcore_data.pipeline import Generators, Pipeline, Placed
@@ -46,6 +48,7 @@ class Views:
         self.image_size = self.options.image_size or min(self.store.size(self._views[0][0]))
         self._pipeline = Pipeline(self.image_size, self.options)
         self._check_maps()
+        self._stored = {name: EmbeddingCache(self.store, tag) for name, tag in self.options.tags.items()}
         self.provides = self._provided()
         self._cache: ImageCache | None = None
         if self.options.cache == "memory":
@@ -126,9 +129,11 @@ class Views:
         ids = np.fromiter((view for _, views in requests for view in views), np.int64, sum(counts))
         views: list[int] = ids.tolist()
         generators = self._generators(counts, rng_of)
-        fields = self._captions(objects, views, counts, generators)
+        fields, caption_rows = self._captions(objects, views, counts, generators)
+        fields["embeddings"] = self._embeddings({"image": ids, "text": caption_rows})
         placed = self._pipeline.place([self.store.size(view) for view in views], generators)
-        fields["images"] = self._images(ids, placed)
+        if self.options.images:
+            fields["images"] = self._images(ids, placed)
         if "cameras" in self.provides:
             fields |= self._pipeline.cameras([self.store.camera(view) for view in views], placed)
         if self.options.depth:
@@ -159,33 +164,96 @@ class Views:
 
     def _captions(
         self, objects: list[int], views: list[int], counts: list[int], generators: Generators | None
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], NDArray[np.int64]]:
+        """The batch's caption fields, and the captions' places among the store's."""
         if "captions" not in self.provides:
-            return {}
+            return {}, np.zeros(0, np.int64)
         texts: list[str] = []
+        places: list[int] = []
         owners: list[int] = []
         rows: list[int] = []
         row = 0
         for k, (number, count) in enumerate(zip(objects, counts, strict=True)):
             rng = None if generators is None else generators[k][0]
-            found = [(-1, self.store.captions(number))]
-            found += [(r, self.store.view_captions(views[r])) for r in range(row, row + count)]
-            for target, captions in found:
-                for text in self._chosen(captions, rng):
-                    texts.append(text)
+            found = [(-1, self.store.captions(number), self.store.caption_rows(number))]
+            for r, view in enumerate(views[row : row + count], row):
+                found.append((r, self.store.view_captions(view), self.store.view_caption_rows(view)))
+            for target, captions, stored in found:
+                for which in self._chosen(len(captions), rng):
+                    texts.append(captions[which])
+                    places.append(stored[which])
                     owners.append(k)
                     rows.append(target)
             row += count
-        return {
+        fields = {
             "captions": texts,
             "caption_object": torch.tensor(owners, dtype=torch.int64),
             "caption_view": torch.tensor(rows, dtype=torch.int64),
         }
+        return fields, np.array(places, np.int64)
 
-    def _chosen(self, captions: list[str], rng: np.random.Generator | None) -> list[str]:
-        if self.options.captions == "all" or len(captions) < 2:
-            return captions
-        return [captions[0 if rng is None else int(rng.integers(len(captions)))]]
+    def _chosen(self, count: int, rng: np.random.Generator | None) -> Iterable[int]:
+        """Which of an object's or a view's captions are given."""
+        if self.options.captions == "all" or count < 2:
+            return range(count)
+        return (0 if rng is None else int(rng.integers(count)),)
+
+    def _embeddings(self, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{kind}": torch.from_numpy(stored.read(kind, rows[kind]))
+            for name, stored in self._stored.items()
+            for kind in stored.widths
+        }
+
+    def stored_embeddings(self, tag: str) -> dict[str, int]:
+        """Widths of the vectors under a tag, `image` and `text`; see `mvcore.parts.StoredEmbeddings`.
+
+        `tag` is a name of the option `embeddings` or a tag of the store.
+
+        Raises:
+            DataError: they are damaged or unfinished, or were made for other data.
+        """
+        return {} if (found := self._cache_of(tag)) is None else dict(found.widths)
+
+    def stored_views(self, tag: str, model: Mapping[str, Any]) -> Views:
+        """This source with the vectors of a model under a tag in the place of its images.
+
+        Raises:
+            DataError: they were made with another model or with other transforms.
+        """
+        stored = self._cache_or_fault(tag)
+        stored.require({**model, **transform_key(self.options, self.image_size)})
+        other = copy(self)
+        update = {"images": False, "embeddings": {tag: stored.tag}, "depth": False, "masks": False, "cache": "none"}
+        other.options = self.options.model_copy(update={**update, "augment": ()})
+        other._stored, other._cache = {tag: stored}, None
+        other.provides = other._provided()
+        return other
+
+    def stored_texts(self, tag: str, model: Mapping[str, Any]) -> CaptionLookup:
+        """The vectors of the store's captions by a model.
+
+        Raises:
+            DataError: they were made with another model.
+        """
+        self.check_stored(tag, model)
+        return CaptionLookup(self._cache_or_fault(tag))
+
+    def check_stored(self, tag: str, model: Mapping[str, Any]) -> None:
+        """Refuses vectors of another model.
+
+        Raises:
+            DataError: says what differs.
+        """
+        self._cache_or_fault(tag).require(model)
+
+    def _cache_of(self, tag: str) -> EmbeddingCache | None:
+        if tag in self._stored:
+            return self._stored[tag]
+        return EmbeddingCache(self.store, tag) if tag in tags_of(self.path) else None
+
+    def _cache_or_fault(self, tag: str) -> EmbeddingCache:
+        return self._cache_of(tag) or EmbeddingCache(self.store, tag)
 
     def _select(self) -> tuple[list[int], list[Sequence[int]]]:
         """The store's numbers of the objects, and the views of each, that split, licences, filter and limit leave."""
@@ -240,7 +308,9 @@ class Views:
         return np.asarray(ids)[shown].tolist()
 
     def _provided(self) -> frozenset[str]:
-        provides = {"images", "object_ids", "view_ids"}
+        provides = {"object_ids", "view_ids"}
+        provides |= {"images"} if self.options.images else set()
+        provides |= {"embeddings"} if self._stored else set()
         if self.store.holds("cameras") and any(self.store.camera(view) is not None for view in self._all_views()):
             provides.add("cameras")
         if self.options.captions != "none" and self.store.holds("captions") and self._has_captions():

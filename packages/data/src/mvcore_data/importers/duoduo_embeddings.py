@@ -44,9 +44,18 @@ class DuoduoEmbeddings:
         self.views = self._array.shape[1] if ndim == 3 else 1
         self._rows = read_rows(index or index_of(path), self._array.shape[0])
         self.ids = list(self._rows.values())
+        self._row_of = {name: row for row, name in self._rows.items()}
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def of(self, name: str) -> NDArray[np.float16]:
+        """(V, D) vectors of an object.
+
+        Raises:
+            UnusableError: they were never written, or float16 cannot hold them.
+        """
+        return _half(self._array.row(self._row_of[name]).reshape(self.views, self.dim))
 
     def read(self, skipped: Skipped) -> Iterator[tuple[str, NDArray[np.float16]]]:
         """(object id, (V, D) float16) in the order of the rows.
@@ -56,7 +65,7 @@ class DuoduoEmbeddings:
         for row, name in self._rows.items():
             where = f"{self._array.path}: {self._array.name}[{row}]"
             try:
-                yield name, _half(self._array.row(row).reshape(self.views, self.dim))
+                yield name, self.of(name)
             except UnusableError as error:
                 skipped.add(str(error), where)
 
