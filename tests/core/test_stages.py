@@ -77,7 +77,6 @@ def across(module: nn.Module, counts: list[int], start: int) -> Tensor:
 def test_the_parts_together_are_the_model(tower: nn.Module) -> None:
     stages = stages_of(tower, "m")
     out = stages.finish(stages.run(stages.embed(images()), 0, len(stages.blocks)))
-    assert out.shape == (6, stages.width)
     torch.testing.assert_close(out, tower(images()), atol=1e-12, rtol=0)
 
 

@@ -25,11 +25,9 @@ class Stages(ABC):
 
     Attributes:
         blocks: its blocks in order.
-        width: D of the vectors.
     """
 
     blocks: list[nn.Module]
-    width: int
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -90,7 +88,6 @@ class OpenClipStages(Stages):
     def __init__(self, visual: open_clip.transformer.VisionTransformer) -> None:
         self.visual: Any = visual
         self.blocks = list(self.visual.transformer.resblocks)
-        self.width = self.visual.output_dim
 
     @property
     def checkpointing(self) -> bool:
@@ -120,7 +117,6 @@ class TimmStages(Stages):
         self.trunk: Any = trunk
         self.head = head
         self.blocks = list(self.trunk.blocks)
-        self.width = self.trunk.num_features
 
     @property
     def checkpointing(self) -> bool:
