@@ -57,7 +57,7 @@ def check_store(
     """
     if not untrusted:
         return _check(Path(path))
-    limit = CHECK_SECONDS + _size(Path(path)) / _BYTES_A_SECOND if seconds is None else seconds
+    limit = CHECK_SECONDS + reading_seconds(Path(path)) if seconds is None else seconds
     try:
         return CheckReport(**sandbox.call("mvcore_data.check:check_here", str(path), seconds=limit, memory=memory))
     except sandbox.SandboxError as error:
@@ -100,6 +100,7 @@ def problems_of(store: ViewStore, v: int) -> list[str]:
     return problems
 
 
-def _size(path: Path) -> int:
+def reading_seconds(path: Path) -> float:
+    """How long reading and decoding a store takes at most, on a slow machine."""
     files = path.glob("shard-*.h5") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(file.stat().st_size for file in files if file.is_file()) / _BYTES_A_SECOND

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from mvcore.api import ConfigError, DataError
+from mvcore.api import ConfigError
 from typer.core import TyperCommand, TyperGroup
 
 _LAZY = {
+    "check": ("mvcore_data.check_cli:check", "Read everything in a store, say what is wrong, and repair it."),
     "embed": ("mvcore_data.embed_cli:embed", "Store vectors of a store's views and captions beside it."),
     "pack": ("mvcore_data.pack_cli:pack", "Pack images of any known layout into a store; their bytes are kept."),
     "formats": ("mvcore_data.pack_cli:formats", "List the layouts that pack reads, with their options."),
     "render": ("mvcore_data.render.cli:render", "Render meshes to a store with cameras, z-depth and masks."),
+    "unpack": ("mvcore_data.unpack_cli:unpack", "Write a store's objects as files again: folders or tar shards."),
     "synth": ("mvcore_data.synth.cli:synth", "Make procedural textured objects and render them to a store."),
 }
-_LISTED = 20
 
 
 class DataGroup(TyperGroup):
@@ -65,27 +66,6 @@ Store = Annotated[Path, typer.Argument(metavar="STORE", help="A shard, or the fo
 @app.callback()
 def _data() -> None:
     """Make, check, describe and split multi-view stores."""
-
-
-@app.command()
-def check(
-    store: Store,
-    untrusted: Annotated[
-        bool, typer.Option("--untrusted", help="Of unknown origin: read it in a child process with limits.")
-    ] = False,
-) -> None:
-    """Read everything in a store and say what is wrong; exit code 2 if anything is."""
-    from mvcore_data.check import check_store
-
-    report = check_store(store, untrusted=untrusted)
-    if report.ok:
-        typer.echo(f"{store}: sound, {report.objects} objects, {report.views} views")
-        return
-    *rest, last = report.problems[:_LISTED]
-    for problem in rest:
-        typer.echo(problem)
-    more = len(report.problems) - _LISTED
-    raise DataError(last + (f" (and {more} more problems)" if more > 0 else ""))
 
 
 @app.command()

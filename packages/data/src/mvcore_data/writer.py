@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -103,10 +104,7 @@ class ViewStoreWriter:
         Raises:
             DataError: something of it is wrong, or it cannot be written (then nothing is published).
         """
-        if self._closed:
-            raise DataError(f"{self.path}: the writer is closed; make another one with append=True")
-        if id in self._ids:
-            raise DataError(f"{self.path}: object {id!r} is there already; ids must be unique")
+        self._require_new(id)
         names = {"category": category, "licence": licence, "source": source, "creator": creator}
         item = encode_object(
             id,
@@ -119,9 +117,24 @@ class ViewStoreWriter:
             depth=depth,
             masks=masks,
         )
+        self.add_encoded(item)
+
+    def add_encoded(self, item: EncodedObject) -> None:
+        """Adds an object of another store byte for byte; see `repair.encoded_object`.
+
+        Raises:
+            DataError: its id is there already, or it cannot be written (then nothing is published).
+        """
+        self._require_new(item.id)
         with self._discard_on_error():
             self._write(item)
-        self._ids.add(id)
+        self._ids.add(item.id)
+
+    def set_splits(self, splits: Mapping[str, Sequence[str]]) -> None:
+        """Names sets of objects by their ids, to be published with the store."""
+        if self._single:
+            raise DataError(f"{self.path}: a single shard has no splits; give a folder")
+        self._index = replace(self._index, splits={name: list(ids) for name, ids in splits.items()})
 
     @property
     def closed(self) -> bool:
@@ -185,6 +198,12 @@ class ViewStoreWriter:
             self.close()
         else:
             self.discard()
+
+    def _require_new(self, name: str) -> None:
+        if self._closed:
+            raise DataError(f"{self.path}: the writer is closed; make another one with append=True")
+        if name in self._ids:
+            raise DataError(f"{self.path}: object {name!r} is there already; ids must be unique")
 
     def _start(self, append: bool) -> StoreLock:
         try:
