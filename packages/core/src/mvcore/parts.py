@@ -66,11 +66,25 @@ class Backbone(nn.Module, ABC):
             MvcoreError: stored vectors that it shall use do not fit it.
         """
 
-    def add_branch(self, key: str, first_block: int, run: Callable[..., Tensor]) -> None:
-        """Adds a feature `key` by another way through the vision blocks from `first_block` on, the prefix shared.
+    def add_branch(
+        self,
+        key: str,
+        first_block: int,
+        run: Callable[[Any, Tensor, ViewBatch], Tensor],
+        known: Callable[[ViewBatch], Tensor | None] | None = None,
+    ) -> None:
+        """Adds a feature `key`, as wide as `view`, by another way through the vision blocks; the prefix is shared.
+
+        Args:
+            key: the feature's name.
+            first_block: the block from which on the ways part, 0 to the number of blocks.
+            run: called with the tower's parts (`mvcore.encoders.stages.Stages`), the tokens (N, L, C) before that block
+                and the batch; gives the feature.
+            known: gives those tokens where they need not be computed, as from a cache, or None.
 
         Raises:
-            ConfigError: this model's blocks cannot be branched.
+            ConfigError: no such block, or this model's blocks cannot be branched.
+            PluginError: a tower, or attention in it, of a class that is not known.
         """
         from mvcore.errors import ConfigError
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mvcore.encoders.attention_sites import AttentionSite, attention_sites
+from mvcore.encoders.branches import Branches, Known, Run
 from mvcore.encoders.open_clip_loading import load_open_clip
 from mvcore.encoders.options import DenseOptions
 from mvcore.encoders.text_cache import TextCache, on_device, with_stored
@@ -68,6 +69,7 @@ class OpenClip(Backbone):
             self.clip.visual, model, dense if isinstance(dense, DenseOptions) else DenseOptions(**(dense or {}))
         )
         self._tower.check_dense()
+        self._branches = Branches(self.clip.visual, model)
         width = loaded.embed_dim
         dense_width = width if self._tower.dense.space == "text" else self._tower.map_width()
         self.dims = {"view": width, "text": width, "dense": dense_width}
@@ -143,6 +145,11 @@ class OpenClip(Backbone):
         """
         return self._make_tokenizer()
 
+    def add_branch(self, key: str, first_block: int, run: Run, known: Known | None = None) -> None:
+        self._branches.add(key, first_block, run, known)
+        self.dims = {**self.dims, key: self.dims["view"]}
+        self.provides |= {key}
+
     def attention_sites(self) -> list[AttentionSite]:
         """The query, key and value weights of the vision blocks, in order.
 
@@ -189,20 +196,25 @@ class OpenClip(Backbone):
             has = ", ".join(sorted(self.provides))
             raise ConfigError(f"{self.name} has no feature {', '.join(sorted(unknown))} (it has: {has})")
         features: dict[str, Tensor] = {}
-        if keys & {"view", "dense"}:
-            if batch.images is None:
-                raise DataError(
-                    f"{self.name} makes {', '.join(sorted(keys & {'view', 'dense'}))} from images; there are none"
-                )
-            features |= self._encode_images(batch.images, keys)
+        crossing = keys & self._branches.keys
+        if crossing:
+            features |= self._branches.encode(lambda: self._pixels(batch, keys), batch, crossing, view="view" in keys)
+        own = (keys & {"view", "dense"}) - features.keys()
+        if own:
+            features |= self._encode_images(self._pixels(batch, own), own)
         if "text" in keys:
             features["text"] = self.encode_text(batch.captions)
         for key in keys & {"logit_scale", "logit_bias"}:
             features[key] = getattr(self.clip, key).reshape(())
         return features
 
-    def _encode_images(self, images: Tensor, keys: frozenset[str]) -> dict[str, Tensor]:
-        pixels = self.normalise(images)
+    def _pixels(self, batch: ViewBatch, keys: frozenset[str]) -> Tensor:
+        if batch.images is None:
+            made = ", ".join(sorted(keys & ({"view", "dense"} | self._branches.keys)))
+            raise DataError(f"{self.name} makes {made} from images; there are none")
+        return self.normalise(batch.images)
+
+    def _encode_images(self, pixels: Tensor, keys: frozenset[str]) -> dict[str, Tensor]:
         if "dense" not in keys:
             # CoCa normalises unless it is told not to.
             return {"view": self.clip.encode_image(pixels, normalize=False)}
