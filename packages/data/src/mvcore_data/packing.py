@@ -237,7 +237,9 @@ def _kept(partial: PartialStore) -> Iterator[None]:
 def _pack_object(job: _Job, writer: ViewStoreWriter, item: SourceObject, state: PackState) -> None:
     state.pass_by(item.id)
     licence = item.licence or job.defaults.licence
-    if job.allowed is not None and licence not in job.allowed:
+    if writer.holds(item.id):
+        state.skipped.add("an object with the id of another one", f"{item.name} ({item.id!r})")
+    elif job.allowed is not None and licence not in job.allowed:
         state.skipped.add(f"licence {licence or 'unknown'} is not allowed", item.name)
     else:
         _add_object(job, writer, item, licence, state)

@@ -146,6 +146,10 @@ class ViewStoreWriter:
         """The ids written so far, with those of the store that is added to."""
         return frozenset(self._ids)
 
+    def holds(self, id: str) -> bool:
+        """Whether an object of this id is there already."""
+        return id in self._ids
+
     @property
     def finished_shards(self) -> int:
         """Shards that reached their size and are not published yet."""

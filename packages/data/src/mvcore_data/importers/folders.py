@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from mvcore.api import DataError, Options
+from numpy.typing import NDArray
 
 from mvcore_data.folder_metadata import (
     CAMERAS_FILE,
     CAPTION_FILES,
     METADATA_FILE,
+    Matrices,
+    ObjectMetadata,
+    is_card,
     read_cameras,
     read_captions,
     read_metadata,
 )
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, file_reader
-from mvcore_data.importers.listing import OUTSIDE, is_image, list_folder
+from mvcore_data.importers.listing import is_image, list_folder
+from mvcore_data.importers.scene_files import LEAVES, deep_values, mask_values
 
 _BESIDE = frozenset({*CAPTION_FILES, METADATA_FILE, CAMERAS_FILE})
 _LOOKED_AT = 50
@@ -43,8 +50,8 @@ def _open(src: Path, options: Options) -> Source:
 
 def _objects(src: Path, skipped: Skipped) -> Iterator[SourceObject]:
     files, folders, outside = list_folder(src, src)
-    _skip(files, "not in the folder of an object", skipped)
-    _skip(outside, OUTSIDE, skipped)
+    _skip([file for file in files if not is_card(file)], "not in the folder of an object", skipped)
+    _skip(outside, LEAVES, skipped)
     for first in folders:
         files, inner, outside = list_folder(first, src)
         if not any(is_image(file) for folder in inner for file in list_folder(folder, src)[0]):
@@ -52,7 +59,7 @@ def _objects(src: Path, skipped: Skipped) -> Iterator[SourceObject]:
             yield from _object(first, first.name, None, files, outside, skipped)
             continue
         _skip(files, "beside the folders of objects", skipped)
-        _skip(outside, OUTSIDE, skipped)
+        _skip(outside, LEAVES, skipped)
         for folder in inner:
             files, deeper, outside = list_folder(folder, src)
             _skip(deeper, "deeper than CATEGORY/OBJECT", skipped)
@@ -66,30 +73,39 @@ def _object(
     for file in files:
         if not is_image(file) and file.name not in _BESIDE:
             skipped.add(f"not a JPEG, PNG or WebP file ({file.suffix or 'no suffix'})", file)
-    _skip(outside, OUTSIDE, skipped)
+    _skip(outside, LEAVES, skipped)
     if not images:
         skipped.add("no images in the folder", path)
         return
-    names = {image.name for image in images}
-    metadata, cameras = read_metadata(path, names), read_cameras(path, names)
+    metadata = read_metadata(path, {image.name for image in images})
+    images = [image for image in images if image.name not in metadata.beside]
+    cameras = read_cameras(path, {image.name for image in images})
     yield SourceObject(
-        id=name,
+        id=metadata.id or name,
         name=str(path),
-        views=[
-            SourceView(
-                name=str(image),
-                read=file_reader(image),
-                captions=metadata.view_captions.get(image.name, ()),
-                camera=cameras.get(image.name),
-            )
-            for image in images
-        ],
+        views=[_view(image, metadata, cameras.get(image.name)) for image in images],
         captions=metadata.captions + read_captions(path),
         category=metadata.category or category,
         licence=metadata.licence,
         source=metadata.source,
         creator=metadata.creator,
     )
+
+
+def _view(image: Path, metadata: ObjectMetadata, camera: Matrices | None) -> SourceView:
+    mask, depth = metadata.masks.get(image.name), metadata.depth.get(image.name)
+    return SourceView(
+        name=str(image),
+        read=file_reader(image),
+        captions=metadata.view_captions.get(image.name, ()),
+        camera=camera,
+        depth=None if depth is None else partial(_depth, image.with_name(depth.file), depth.scale),
+        mask=None if mask is None else partial(mask_values, image.with_name(mask)),
+    )
+
+
+def _depth(path: Path, scale: float) -> NDArray[np.float32]:
+    return deep_values(path).astype(np.float32) * np.float32(scale)
 
 
 def _skip(paths: Sequence[Path], why: str, skipped: Skipped) -> None:

@@ -1,16 +1,16 @@
-"""Folders and paths of a source: natural order, nothing hidden, nothing outside."""
+"""Folders of a source: natural order, nothing hidden, nothing outside; and the files that lists name."""
 
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
-from mvcore.api import DataError
+from mvcore.api import DataError, Options
 
-from mvcore_data.source_images import SUFFIXES, UnusableError
-
-OUTSIDE = "leads out of the source's folder"
+from mvcore_data.importers.scene_files import LEAVES, natural
+from mvcore_data.source_images import SUFFIXES, UnusableError, read_bytes
 
 
 def list_folder(folder: Path, root: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -38,13 +38,11 @@ def list_folder(folder: Path, root: Path) -> tuple[list[Path], list[Path], list[
                     files.append(path)
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    return sorted(files, key=natural), sorted(folders, key=natural), sorted(outside, key=natural)
+    return _in_order(files), _in_order(folders), _in_order(outside)
 
 
-def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """A sorting key by name in which numbers count as numbers."""
-    parts = re.findall(r"\d+|\D+", path.name.casefold())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
+def _in_order(paths: list[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: natural(path.name))
 
 
 def is_image(path: Path) -> bool:
@@ -52,25 +50,71 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def inside(root: Path, text: str, *, allow_absolute: bool = False) -> Path:
-    """The file that a list names by a path below `root`.
+class ListOptions(Options):
+    """Options of formats that are a list of image files.
 
     Args:
-        root: the folder that relative paths start from.
-        text: the path.
-        allow_absolute: whether an absolute path may name a file anywhere.
+        root: the folder that relative paths start from; by default that of the list.
+        anywhere: let absolute paths, `..` and links lead out of that folder.
+    """
+
+    root: str | None = None
+    anywhere: bool = False
+
+
+def listed_files(path: Path, options: ListOptions) -> ListedFiles:
+    """The files that the list `path` names.
 
     Raises:
-        UnusableError: it is empty, or leads out of `root`, by `..`, a link, or as an absolute path.
+        DataError: the folder that the options name is not there.
     """
-    if not text or "\0" in text:
-        raise UnusableError("its path is empty")
-    path = Path(text)
-    if path.is_absolute():
-        if not allow_absolute:
-            raise UnusableError("its path is absolute, which is not allowed")
-        return path
-    path = root / path
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise UnusableError(f"its path {OUTSIDE}")
-    return path
+    root = path.parent if options.root is None else Path(options.root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder (option root)")
+    return ListedFiles(root, anywhere=options.anywhere)
+
+
+class ListedFiles:
+    """The image files that a list names, found only when they are read.
+
+    Args:
+        root: the folder that relative paths start from, and that no path may leave.
+        anywhere: let absolute paths, `..` and links lead out of it.
+    """
+
+    def __init__(self, root: Path, *, anywhere: bool = False) -> None:
+        self._root = root
+        self._anywhere = anywhere
+        self._resolved = root.resolve()
+        # The images of an object mostly share a folder, and a folder is resolved by a system call for each part.
+        self._folder = lru_cache(maxsize=256)(self._resolve)
+
+    def reader(self, text: str) -> Callable[[], bytes]:
+        """A `SourceView.read` for the file of this path."""
+        return lambda: read_bytes(self.path(text))
+
+    def path(self, text: str) -> Path:
+        """The file of this path.
+
+        Raises:
+            UnusableError: the path is empty or leads out of the folder.
+        """
+        if not text or "\0" in text:
+            raise UnusableError("an empty path")
+        path = self._root / text
+        if self._anywhere:
+            return path
+        folder = self._folder(path.parent)
+        found = folder / path.name
+        if path.name == ".." or found.is_symlink():
+            found = found.resolve()
+        if not found.is_relative_to(self._resolved):
+            raise UnusableError(f"{LEAVES}; --option anywhere=true allows it")
+        return found
+
+    @staticmethod
+    def _resolve(folder: Path) -> Path:
+        try:
+            return folder.resolve()
+        except (OSError, RuntimeError):  # a loop of links
+            raise UnusableError(LEAVES) from None
