@@ -141,11 +141,12 @@ def test_what_kills_its_process_costs_that_object_only(
     (tmp_path / "killer_items.py").write_text(KILLER)
     monkeypatch.syspath_prepend(str(tmp_path))
     from killer_items import Killer  # pyright: ignore[reportMissingImports]
-    from mvcore_data.render.jobs import ImageOptions
+    from mvcore_data.render.backgrounds import Background
+    from mvcore_data.render.settings import RenderSettings
     from mvcore_data.rigs import make_rig
 
     items = [Killer("a", False), Killer("b", True), Killer("c", False)]
-    plan = pipeline.RenderPlan(items, make_rig("ring", 2), ImageOptions(16, (0, 0, 0), "webp", 80))
+    plan = pipeline.RenderPlan(items, make_rig("ring", 2), RenderSettings(16, Background((0, 0, 0)), "webp", 80))
     failed = pipeline.render_store(plan, tmp_path / "store", workers=1)
     assert list(failed) == ["b"]
     assert "killed its process" in failed["b"]

@@ -205,7 +205,7 @@ def test_a_machine_without_opengl_is_told_in_one_line(gl: str, tmp_path: Path) -
     ("options", "name"),
     [
         ({"size": 4}, "--size 4"),
-        ({"background": "white"}, "--background 'white'"),
+        ({"background": "no-colour"}, "--background 'no-colour'"),
         ({"codec": "gif"}, "--codec 'gif'"),
         ({"quality": 0}, "--quality 0"),
         ({"workers": 0}, "--workers 0"),

@@ -7,6 +7,7 @@ positive elevation lifts it: ``position = r * (cos(el) sin(az), sin(el), cos(el)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,36 +22,57 @@ FRONTAL_ELEVATION = (0.0, 20.0)
 
 # The field of view of the rigs that are ours; the distance lets a sphere of radius 1 just fit into the picture.
 _FIELD_OF_VIEW = 30.0
-_MARGIN = 1.02
+_DISTANCE = float(1.02 / np.sin(np.deg2rad(_FIELD_OF_VIEW / 2)))
+# A 35 mm lens on a 32 mm sensor, which Objaverse's rendering script and its many descendants have.
+_OBJAVERSE_FIELD_OF_VIEW = float(np.rad2deg(2 * np.arctan(16 / 35)))
 
 
 @dataclass(frozen=True)
-class Rig:
-    """Viewpoints around an object that is normalised in a given way.
+class Viewpoints:
+    """Where the cameras of one object stand.
 
     Attributes:
-        name: The rig's name.
         angles: (V, 2) azimuth and elevation in degrees.
-        distance: From the camera to the object's centre, in object units.
-        field_of_view: Full vertical and horizontal angle, degrees.
-        unit: What the object's size of one means: the radius of its bounding ``sphere`` or its ``longest_side``.
+        distances: (V,) from the camera to the object's centre, in object units.
     """
 
-    name: str
     angles: FloatArray
-    distance: float
-    field_of_view: float
-    unit: str
+    distances: FloatArray
 
     def positions(self) -> FloatArray:
         """(V, 3) camera positions in world axes."""
         azimuth, elevation = np.deg2rad(self.angles).T
         level = np.cos(elevation)
-        return self.distance * np.stack([level * np.sin(azimuth), np.sin(elevation), level * np.cos(azimuth)], axis=1)
+        direction = np.stack([level * np.sin(azimuth), np.sin(elevation), level * np.cos(azimuth)], axis=1)
+        return self.distances[:, None] * direction
 
-    def cameras(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+
+@dataclass(frozen=True)
+class Rig:
+    """Cameras around an object that is normalised in a given way; made by `make_rig`.
+
+    Attributes:
+        name: The rig's name.
+        views: Views an object.
+        field_of_view: Full vertical and horizontal angle, degrees.
+        unit: What the object's size of one means: the radius of its bounding ``sphere`` or its ``longest_side``.
+        seed: Of a random rig: its viewpoints follow from this and the object's id; None where all objects share them.
+    """
+
+    name: str
+    views: int
+    field_of_view: float
+    unit: str
+    seed: int | None = None
+
+    def viewpoints(self, object_id: str = "") -> Viewpoints:
+        """Where the cameras stand around the object of that id."""
+        digest = hashlib.sha256(f"{self.name}\0{self.seed}\0{object_id}".encode()).digest()
+        return _RIGS[self.name].place(self.views, np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big"))))
+
+    def cameras(self, size: int, object_id: str = "") -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Intrinsics (V, 3, 3) of square pictures of ``size`` pixels and ``world_to_camera`` (V, 4, 4), float32."""
-        extrinsics = np.stack([look_at(position) for position in self.positions()])
+        extrinsics = np.stack([look_at(position) for position in self.viewpoints(object_id).positions()])
         return (
             np.repeat(intrinsics(size, self.field_of_view)[None], len(extrinsics), axis=0).astype(np.float32),
             extrinsics.astype(np.float32),
@@ -99,8 +121,7 @@ def _icosphere42(views: int) -> FloatArray:
     first, second = np.nonzero(np.triu(np.isclose(np.linalg.norm(corners[:, None] - corners, axis=2), 2.0)))
     points = np.concatenate([corners, (corners[first] + corners[second]) / 2])
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    azimuth = np.rad2deg(np.arctan2(points[:, 0], points[:, 2])) % 360
-    angles = np.stack([azimuth, np.rad2deg(np.arcsin(points[:, 1]))], axis=1)
+    angles = _angles(points)
     return angles[np.lexsort((angles[:, 0].round(6), -angles[:, 1].round(6)))]
 
 
@@ -119,34 +140,70 @@ def _demo24(views: int) -> FloatArray:
     return np.concatenate([frontal, np.stack([turn * 18.0, elevation], axis=1)])[:views]
 
 
+def _zero123(views: int, rng: np.random.Generator) -> Viewpoints:
+    """All round: a point of a cube, brought to a distance of 1.5 to 2.2, so directions crowd towards its corners.
+
+    As ``sample_spherical`` and ``set_camera_location`` do in objaverse-rendering/scripts/blender_script.py of
+    github.com/cvlab-columbia/zero123 (Liu et al., Zero-1-to-3, ICCV 2023), which rendered 12 views an object.
+    """
+    drawn = rng.random((views, 4))
+    direction = drawn[:, :3] * 2 - 1
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    return Viewpoints(_angles(direction), 1.5 + 0.7 * drawn[:, 3])
+
+
+def _random_upper(views: int, rng: np.random.Generator) -> Viewpoints:
+    """Uniform over the upper half sphere, as Omniview-Tuning's MVCap has 100 views of each Objaverse object."""
+    drawn = rng.random((views, 2))
+    angles = np.stack([360 * drawn[:, 0], np.rad2deg(np.arcsin(drawn[:, 1]))], axis=1)
+    return Viewpoints(angles, np.full(views, _DISTANCE))
+
+
+def _angles(direction: FloatArray) -> FloatArray:
+    """Azimuth in [0, 360) and elevation (V, 2), in degrees, of unit vectors (V, 3)."""
+    azimuth = np.rad2deg(np.arctan2(direction[:, 0], direction[:, 2])) % 360
+    return np.stack([azimuth, np.rad2deg(np.arcsin(direction[:, 1].clip(-1, 1)))], axis=1)
+
+
+_Place = Callable[[int, np.random.Generator], Viewpoints]
+
+
+def _fixed(angles: Callable[[int], FloatArray], distance: float = _DISTANCE) -> _Place:
+    """The same viewpoints for every object."""
+    return lambda views, _: Viewpoints(angles(views), np.full(views, distance))
+
+
 @dataclass(frozen=True)
 class _RigSpec:
-    angles: Callable[[int], FloatArray]
+    place: _Place
     default: int
-    fixed: tuple[int, ...] = ()  # the numbers of views that it has; empty = any
-    distance: float = _MARGIN / np.sin(np.deg2rad(_FIELD_OF_VIEW / 2))
+    numbers: tuple[int, ...] = ()  # of views that it has; empty = any
     field_of_view: float = _FIELD_OF_VIEW
     unit: str = "sphere"
+    random: bool = False
 
 
 _RIGS = {
-    "ring": _RigSpec(_ring, 12),
-    "upper": _RigSpec(_upper, 24),
-    "icosphere42": _RigSpec(_icosphere42, 42, (42,)),
-    # A 35 mm lens on a 32 mm sensor, 1.5 from an object whose longest side is 1.
-    "mvc36": _RigSpec(_mvc36, 36, (36, 18), 1.5, float(np.rad2deg(2 * np.arctan(16 / 35))), "longest_side"),
-    "demo24": _RigSpec(_demo24, 24, (24, 4)),
+    "ring": _RigSpec(_fixed(_ring), 12),
+    "upper": _RigSpec(_fixed(_upper), 24),
+    "random-upper-100": _RigSpec(_random_upper, 100, random=True),
+    "icosphere42": _RigSpec(_fixed(_icosphere42), 42, (42,)),
+    "mvc36": _RigSpec(_fixed(_mvc36, 1.5), 36, (36, 18), _OBJAVERSE_FIELD_OF_VIEW, "longest_side"),
+    "mvc18": _RigSpec(_fixed(_mvc36, 1.5), 18, (18,), _OBJAVERSE_FIELD_OF_VIEW, "longest_side"),
+    "zero123-12": _RigSpec(_zero123, 12, (), _OBJAVERSE_FIELD_OF_VIEW, "longest_side", random=True),
+    "demo24": _RigSpec(_fixed(_demo24), 24, (24, 4)),
 }
 
 RIG_NAMES = tuple(_RIGS)
 
 
-def make_rig(name: str, views: int | None = None) -> Rig:
+def make_rig(name: str, views: int | None = None, seed: int = 0) -> Rig:
     """The rig of that name.
 
     Args:
         name: One of `RIG_NAMES`.
         views: How many viewpoints; None for the rig's own number.
+        seed: Of the viewpoints of a random rig.
 
     Raises:
         ConfigError: The name is unknown or the rig has no such number of views.
@@ -155,11 +212,11 @@ def make_rig(name: str, views: int | None = None) -> Rig:
         raise ConfigError(f"unknown camera rig {name!r}; choose one of {', '.join(RIG_NAMES)}")
     spec = _RIGS[name]
     count = spec.default if views is None else views
-    if spec.fixed and count not in spec.fixed:
-        known = " or ".join(str(number) for number in spec.fixed)
+    if spec.numbers and count not in spec.numbers:
+        known = " or ".join(str(number) for number in spec.numbers)
         raise ConfigError(
-            f"camera rig {name!r} has {known} views, not {count}; use --views {spec.fixed[0]} or another rig"
+            f"camera rig {name!r} has {known} views, not {count}; use --views {spec.numbers[0]} or another rig"
         )
     if not 1 <= count <= 4096:
         raise ConfigError(f"camera rig {name!r} with {count} views: the number of views must be from 1 to 4096")
-    return Rig(name, spec.angles(count), float(spec.distance), spec.field_of_view, spec.unit)
+    return Rig(name, count, spec.field_of_view, spec.unit, seed if spec.random else None)

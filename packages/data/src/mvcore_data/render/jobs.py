@@ -12,6 +12,7 @@ from mvcore.api import DataError
 from numpy.typing import NDArray
 from PIL import Image
 
+from mvcore_data.render.settings import RenderSettings
 from mvcore_data.rigs import Rig
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 
 class WorkFolderError(DataError):
     """No result can be kept: not the object's fault, so the whole render stops."""
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How views are drawn and encoded. ``background`` is sRGB, 0 to 255."""
-
-    size: int
-    background: tuple[int, int, int]
-    codec: str
-    quality: int
 
 
 @dataclass(frozen=True)
@@ -76,19 +67,24 @@ class RenderedObject:
     masks: NDArray[np.bool_] | None
 
 
-def render_item(renderer: Renderer, item: Item, rig: Rig, options: ImageOptions, path: Path) -> None:
+def render_item(renderer: Renderer, item: Item, rig: Rig, settings: RenderSettings, path: Path) -> None:
     """Draw all views of an object and leave them in a file, which appears whole or not at all."""
     drawable = item.build(rig.unit)
-    drawn = list(renderer.render(drawable.surfaces, *rig.cameras(options.size)))
-    encoded = [encode_image(view.image, options.codec, options.quality) for view in drawn]
+    plain = settings.materials == "grey"
+    surfaces = [surface.without_material() for surface in drawable.surfaces] if plain else drawable.surfaces
+    encoded, depths, masks = [], [], []
+    for v, view in enumerate(renderer.render(surfaces, *rig.cameras(settings.size, item.id))):
+        behind = settings.background.behind(item.id, v, settings.size, settings.seed)
+        encoded.append(encode_image(view.over(behind), settings.codec, settings.quality))
+        depths.append(view.depth)
+        masks.append(view.mask)
     arrays: dict[str, Any] = {
         "blob": np.frombuffer(b"".join(encoded), np.uint8),
         "lengths": np.array([len(view) for view in encoded], np.int64),
         "captions": np.array(drawable.captions, dtype=np.str_),
     }
     if item.geometry:
-        arrays["depth"] = np.stack([view.depth for view in drawn])
-        arrays["masks"] = np.stack([view.mask for view in drawn])
+        arrays["depth"], arrays["masks"] = np.stack(depths), np.stack(masks)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

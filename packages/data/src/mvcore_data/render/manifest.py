@@ -77,7 +77,10 @@ def _list_folder(folder: Path) -> Manifest:
     meshes = []
     skipped: Counter[str] = Counter()
     for file in sorted(folder.rglob("*")):
+        if file.is_dir() and not file.is_symlink():
+            continue
         if not file.is_file():
+            skipped["broken link" if not file.exists() else "linked folder" if file.is_dir() else "special file"] += 1
             continue
         if file.suffix.lower() not in _SUFFIXES:
             skipped[file.suffix.lower() or "no suffix"] += 1

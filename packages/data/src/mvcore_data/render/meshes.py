@@ -13,7 +13,7 @@ from PIL import Image
 from trimesh.visual.material import MultiMaterial, PBRMaterial
 
 from mvcore_data.render.shading import shade
-from mvcore_data.render.surfaces import Surface, normalise
+from mvcore_data.render.surfaces import Surface, normalise, to_srgb
 
 SUFFIXES = (".glb", ".obj", ".ply")
 _MAX_BYTES = 1 << 29
@@ -90,7 +90,8 @@ def _with_material(surface: Surface, mesh: trimesh.Trimesh) -> Surface:
         raise ValueError("one part with several materials")
     if isinstance(material, PBRMaterial):
         image, factor = material.baseColorTexture, material.baseColorFactor
-        colour = (1.0, 1.0, 1.0) if factor is None else _to_srgb(np.asarray(factor)[:3] / 255)
+        # glTF gives colour factors in linear light (glTF 2.0, section 3.9.2).
+        colour = (1.0, 1.0, 1.0) if factor is None else _rgb(to_srgb(np.asarray(factor)[:3] / 255))
     else:
         image, factor = material.image, material.diffuse
         # An OBJ's texture stands in place of its diffuse colour: exporters often leave that one dark.
@@ -117,11 +118,6 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     image = image.convert("RGBA")
     image.thumbnail((_MAX_TEXTURE_SIDE, _MAX_TEXTURE_SIDE))
     return np.asarray(image)
-
-
-def _to_srgb(linear: NDArray[np.floating]) -> tuple[float, float, float]:
-    """glTF gives colour factors in linear light (glTF 2.0, section 3.9.2)."""
-    return _rgb(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055))
 
 
 def _rgb(colour: NDArray[np.floating]) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvcore.api import DataError
@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mvcore_data.index import Index, read_index, write_index
-from mvcore_data.render.jobs import ImageOptions, Item, read_rendered
+from mvcore_data.render.jobs import Item, read_rendered
 from mvcore_data.render.pool import Job, render_all
 from mvcore_data.render.probe import probe_renderer
+from mvcore_data.render.settings import RenderSettings
 from mvcore_data.rigs import Rig
 from mvcore_data.schema import SHARD_SUFFIXES
 from mvcore_data.writer import ViewStoreWriter
@@ -29,7 +30,7 @@ class RenderPlan:
     Attributes:
         items: The objects, in the store's order.
         rig: The cameras.
-        options: How views are drawn and encoded.
+        settings: How views are drawn and encoded.
         depth: Keep z-depth of the items that want geometry.
         masks: Keep masks of them.
         splits: Object ids by split name, for the store's index.
@@ -37,7 +38,7 @@ class RenderPlan:
 
     items: Sequence[Item]
     rig: Rig
-    options: ImageOptions
+    settings: RenderSettings
     depth: bool = True
     masks: bool = True
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -64,7 +65,8 @@ def render_store(plan: RenderPlan, out: Path, *, workers: int, strict: bool = Fa
     if out.exists():
         raise DataError(f"{out}: exists already; give another name or remove it")
     work = out.with_name(f"{out.name}.partial")
-    jobs = [Job(item, work / _result_name(plan, item)) for item in plan.items]
+    settings = plan.settings.fingerprint()
+    jobs = [Job(item, work / _result_name(plan, settings, item)) for item in plan.items]
     failed = _render_missing([job for job in jobs if not job.path.exists()], plan, work, workers, strict)
     done = [job for job in jobs if job.item.id not in failed]
     if not done:
@@ -78,10 +80,10 @@ def render_store(plan: RenderPlan, out: Path, *, workers: int, strict: bool = Fa
     return failed
 
 
-def _result_name(plan: RenderPlan, item: Item) -> str:
-    """Of the file with an object's render: another object, file or setting has another name."""
-    settings = [asdict(plan.options), plan.rig.name, plan.rig.angles.tolist(), item.geometry]
-    text = f"{json.dumps(settings)}\0{item.id}\0{item.fingerprint()}"
+def _result_name(plan: RenderPlan, settings: str, item: Item) -> str:
+    """Of the file with an object's render: another object, file, camera or setting has another name."""
+    cameras = [camera.tolist() for camera in plan.rig.cameras(plan.settings.size, item.id)]
+    text = "\0".join([settings, json.dumps([cameras, plan.rig.unit, item.geometry]), item.id, item.fingerprint()])
     return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
@@ -94,7 +96,7 @@ def _make_folder(work: Path) -> None:
 
 def _remove_folder(work: Path) -> None:
     """Remove the results, and the folder unless it holds something else."""
-    for pattern in ("*.npz", "*.npz.tmp"):
+    for pattern in ("*.npz", "*.npz.tmp", "*.exr"):
         for file in work.glob(pattern):
             file.unlink()
     if not any(work.iterdir()):
@@ -104,7 +106,7 @@ def _remove_folder(work: Path) -> None:
 def _render_missing(jobs: list[Job], plan: RenderPlan, work: Path, workers: int, strict: bool) -> dict[str, str]:
     if not jobs:
         return {}
-    window = probe_renderer()
+    window = probe_renderer(plan.settings.renderer, plan.settings.device)
     _make_folder(work)
     failed: dict[str, str] = {}
     console = Console(stderr=True)
@@ -112,7 +114,7 @@ def _render_missing(jobs: list[Job], plan: RenderPlan, work: Path, workers: int,
     total = len(plan.items)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=total, completed=total - len(jobs))
-        outcomes = render_all(jobs, plan.rig, plan.options, window=window, workers=min(workers, len(jobs)))
+        outcomes = render_all(jobs, plan.rig, plan.settings, window=window, workers=min(workers, len(jobs)))
         for item, reason in outcomes:
             progress.advance(task)
             if reason is None:
@@ -130,8 +132,7 @@ def _pack(jobs: list[Job], plan: RenderPlan, work: Path, out: Path) -> None:
     if built.is_dir():
         shutil.rmtree(built)
     built.unlink(missing_ok=True)
-    cameras = list(zip(*plan.rig.cameras(plan.options.size), strict=True))
-    with ViewStoreWriter(built, codec=plan.options.codec, quality=plan.options.quality) as writer:
+    with ViewStoreWriter(built, codec=plan.settings.codec, quality=plan.settings.quality) as writer:
         for job in jobs:
             rendered, item = read_rendered(job.path), job.item
             writer.add_object(
@@ -139,7 +140,7 @@ def _pack(jobs: list[Job], plan: RenderPlan, work: Path, out: Path) -> None:
                 rendered.views,
                 captions=rendered.captions,
                 category=item.category,
-                cameras=cameras,
+                cameras=list(zip(*plan.rig.cameras(plan.settings.size, item.id), strict=True)),
                 depth=list(rendered.depth) if plan.depth and rendered.depth is not None else None,
                 masks=list(rendered.masks) if plan.masks and rendered.masks is not None else None,
                 licence=item.licence,

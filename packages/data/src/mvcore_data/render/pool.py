@@ -17,8 +17,10 @@ from pathlib import Path
 
 from mvcore.api import MvcoreError
 
-from mvcore_data.render.jobs import ImageOptions, Item, WorkFolderError
+from mvcore_data.render.backgrounds import BackgroundError
+from mvcore_data.render.jobs import Item, WorkFolderError
 from mvcore_data.render.probe import configure_process
+from mvcore_data.render.settings import RenderSettings
 from mvcore_data.rigs import Rig
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a process forked after OpenGL was used hangs
@@ -42,19 +44,20 @@ class _Worker:
 
 
 def render_all(
-    jobs: Sequence[Job], rig: Rig, options: ImageOptions, *, window: str, workers: int
+    jobs: Sequence[Job], rig: Rig, settings: RenderSettings, *, window: str, workers: int
 ) -> Iterator[tuple[Item, str | None]]:
     """Render jobs in spawned processes; yields each item when it is done, with the reason if it failed.
 
     Raises:
         WorkFolderError: Results cannot be written.
+        BackgroundError: A background cannot be read.
     """
     waiting = deque(jobs)
     pool: list[_Worker] = []
     try:
         while waiting or any(worker.job for worker in pool):
             while waiting and len(pool) < workers:
-                pool.append(_start(rig, options, window))
+                pool.append(_start(rig, settings, window, jobs[0].path.parent))
             for worker in pool:
                 if worker.job is None and waiting:
                     _give(worker, waiting.popleft())
@@ -71,9 +74,9 @@ def render_all(
             worker.process.join()
 
 
-def _start(rig: Rig, options: ImageOptions, window: str) -> _Worker:
+def _start(rig: Rig, settings: RenderSettings, window: str, scratch: Path) -> _Worker:
     ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_work, args=(theirs, rig, options, window), daemon=True)
+    process = _CONTEXT.Process(target=_work, args=(theirs, rig, settings, window, scratch), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -106,25 +109,25 @@ def _outcome(worker: _Worker) -> str | None:
         late = time.monotonic() - worker.since > LIMIT_S
         how = f"took over {LIMIT_S:.0f} s" if late else f"killed its process (exit code {code})"
         return f"the render {how}"
-    if isinstance(answer, WorkFolderError):
+    if isinstance(answer, WorkFolderError | BackgroundError):
         raise answer
     return None if answer is None else str(answer)
 
 
-def _work(connection: Connection, rig: Rig, options: ImageOptions, window: str) -> None:
+def _work(connection: Connection, rig: Rig, settings: RenderSettings, window: str, scratch: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     configure_process(window)
     from mvcore_data.render.jobs import render_item
-    from mvcore_data.render.renderer import Renderer
+    from mvcore_data.render.renderer import make_renderer
 
-    renderer = Renderer(options.size, options.background)
+    renderer = make_renderer(settings, scratch)
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:
             return
         try:
-            render_item(renderer, job.item, rig, options, job.path)
+            render_item(renderer, job.item, rig, settings, job.path)
             connection.send(None)
         except MvcoreError as error:
             connection.send(error)

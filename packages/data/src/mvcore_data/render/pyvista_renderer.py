@@ -1,4 +1,4 @@
-"""An off-screen renderer on PyVista: colour, mask and z-depth of a mesh from given cameras.
+"""An off-screen renderer on PyVista: colour, coverage, mask and z-depth of a mesh from given cameras.
 
 Import it only in a process of its own (see `mvcore_data.render.pool`): without libEGL or libOSMesa VTK kills the
 interpreter, and a process that is forked after OpenGL was used hangs.
@@ -6,8 +6,7 @@ interpreter, and a process that is forked after OpenGL was used hangs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,72 +15,53 @@ import vtk
 from numpy.typing import NDArray
 from vtkmodules.util.numpy_support import vtk_to_numpy
 
+from mvcore_data.render.renderer import RenderedView
+from mvcore_data.render.scene import AMBIENT, LIGHTS, depth_range, light_directions, reach_of
+from mvcore_data.render.settings import RenderSettings
 from mvcore_data.render.surfaces import Surface
-
-# Directions and strengths of the lights, fixed to the world: key from the upper front right, fill from the left,
-# rim from behind, and a weak one from below so that no side is black.
-_LIGHTS = (((2.0, 3.0, 4.0), 0.62), ((-4.0, 1.0, 2.0), 0.30), ((0.5, 2.0, -4.0), 0.38), ((0.0, -4.0, 0.5), 0.18))
-_AMBIENT = 0.22
 
 # 3 x 3 samples a pixel, and the middle one lies exactly at the pixel's centre: depth and mask are read there.
 _SAMPLES = 3
 _LARGEST_WINDOW = 4096
 
 
-@dataclass(frozen=True)
-class RenderedView:
-    """One view.
-
-    Attributes:
-        image: (H, W, 3) uint8 sRGB over the background colour, antialiased.
-        mask: (H, W) bool, True where the ray through the pixel's centre meets the object.
-        depth: (H, W) float32 z-depth (along the optical axis) in object units, 0 where there is no object.
-    """
-
-    image: NDArray[np.uint8]
-    mask: NDArray[np.bool_]
-    depth: NDArray[np.float32]
-
-
-class Renderer:
+class PyVistaRenderer:
     """Draws objects one after another in one window.
 
     Args:
-        size: Width and height of the pictures in pixels.
-        background: sRGB of the background, 0 to 255.
+        settings: Size and lights.
     """
 
-    def __init__(self, size: int, background: tuple[int, int, int]) -> None:
-        self.size = size
-        self._samples = _SAMPLES if size * _SAMPLES <= _LARGEST_WINDOW else 1
-        side = size * self._samples
+    def __init__(self, settings: RenderSettings) -> None:
+        self.size, self._fixed_to = settings.size, settings.lights
+        self._samples = _SAMPLES if self.size * _SAMPLES <= _LARGEST_WINDOW else 1
+        side = self.size * self._samples
         self._plotter = pv.Plotter(off_screen=True, window_size=[side, side], lighting="none")
-        self._plotter.set_background([channel / 255 for channel in background])  # pyright: ignore[reportArgumentType]
+        self._plotter.set_background("black")  # pyright: ignore[reportArgumentType]
         self._plotter.disable_anti_aliasing()
         self._window: Any = self._plotter.render_window
         self._window.SetMultiSamples(0)
-        for direction, strength in _LIGHTS:
-            light = pv.Light(position=direction, focal_point=(0, 0, 0), light_type="scene light", intensity=strength)
+        self._window.SetAlphaBitPlanes(1)
+        self._plotter.renderer.SetBackgroundAlpha(0.0)
+        self._lights = [pv.Light(light_type="scene light", intensity=light.strength) for light in LIGHTS]
+        for light in self._lights:
             light.positional = False
+            light.focal_point = (0, 0, 0)
             self._plotter.add_light(light)
         self._plotter.show(auto_close=False)
 
     def render(
-        self, surfaces: Iterable[Surface], intrinsics: NDArray[np.floating], world_to_camera: NDArray[np.floating]
+        self, surfaces: Sequence[Surface], intrinsics: NDArray[np.floating], world_to_camera: NDArray[np.floating]
     ) -> Iterator[RenderedView]:
-        """Views of an object from each camera, in order.
-
-        Args:
-            surfaces: The object's parts.
-            intrinsics: (V, 3, 3) for square pixels, with the optical axis in the picture's middle.
-            world_to_camera: (V, 4, 4), OpenCV axes.
-        """
-        surfaces = list(surfaces)
+        """Views of an object from each camera; see `Renderer`."""
         actors = [self._add(surface) for surface in surfaces]
-        reach = max(float(np.linalg.norm(surface.points, axis=1).max()) for surface in surfaces)
+        reach = reach_of(surfaces)
         try:
-            for matrix, camera in zip(intrinsics, world_to_camera, strict=True):
-                near, far = self._place_camera(matrix.astype(np.float64), camera.astype(np.float64), reach)
+            for matrix, camera in zip(intrinsics, world_to_camera.astype(np.float64), strict=True):
+                near, far = depth_range(camera, reach)
+                self._place_camera(float(matrix[1, 1]), camera, (near, far))
+                for light, towards in zip(self._lights, light_directions(self._fixed_to, camera), strict=True):
+                    light.position = tuple(towards)
                 self._plotter.render()
                 yield self._read(near, far)
         finally:
@@ -108,39 +88,34 @@ class Renderer:
         if surface.normals is not None:
             mesh.point_data.active_normals = surface.normals
         actor = self._plotter.add_mesh(
-            mesh, ambient=_AMBIENT, diffuse=1.0, specular=0.0, reset_camera=False, render=False, **options
+            mesh, ambient=AMBIENT, diffuse=1.0, specular=0.0, reset_camera=False, render=False, **options
         )
         actor.prop.interpolation = "Flat" if surface.normals is None else "Phong"
         actor.ForceOpaqueOn()  # a translucent part would write no depth
         return actor
 
-    def _place_camera(
-        self, matrix: NDArray[np.float64], camera: NDArray[np.float64], reach: float
-    ) -> tuple[float, float]:
+    def _place_camera(self, focal: float, camera: NDArray[np.float64], depths: tuple[float, float]) -> None:
         rotation, translation = camera[:3, :3], camera[:3, 3]
         position = -rotation.T @ translation
-        distance = float(translation[2])
         view: Any = self._plotter.camera
         view.position = tuple(position)
-        view.focal_point = tuple(position + rotation[2] * distance)
+        view.focal_point = tuple(position + rotation[2] * translation[2])
         view.up = tuple(-rotation[1])
-        view.view_angle = float(np.rad2deg(2 * np.arctan(self.size / 2 / matrix[1, 1])))
-        near, far = max(distance - reach * 1.01, distance * 1e-3), distance + reach * 1.01
-        view.clipping_range = (near, far)
-        return near, far
+        view.view_angle = float(np.rad2deg(2 * np.arctan(self.size / 2 / focal)))
+        view.clipping_range = depths
 
     def _read(self, near: float, far: float) -> RenderedView:
-        side = self.size * self._samples
+        side, n = self.size * self._samples, self._samples
         pixels, buffer = vtk.vtkUnsignedCharArray(), vtk.vtkFloatArray()
-        self._window.GetPixelData(0, 0, side - 1, side - 1, 0, pixels, 0)
+        self._window.GetRGBACharPixelData(0, 0, side - 1, side - 1, 0, pixels, 0)
         self._window.GetZbufferData(0, 0, side - 1, side - 1, buffer)
-        colour = vtk_to_numpy(pixels).reshape(self.size, self._samples, self.size, self._samples, 3)[::-1]
-        image = np.rint(colour.mean(axis=(1, 3), dtype=np.float32)).astype(np.uint8)
-        middle = self._samples // 2
-        window_depth = vtk_to_numpy(buffer).reshape(side, side)[middle :: self._samples, middle :: self._samples][::-1]
-        mask = window_depth < 1.0
-        depth = far * near / (far - window_depth.astype(np.float64) * (far - near))
-        return RenderedView(image, mask.copy(), np.where(mask, depth, 0.0).astype(np.float32))
+        # Black behind all, nothing of it in the alpha channel: the colours come times their alpha.
+        drawn = vtk_to_numpy(pixels).reshape(self.size, n, self.size, n, 4)[::-1].mean(axis=(1, 3), dtype=np.float32)
+        window_depth = vtk_to_numpy(buffer).reshape(side, side)[::-1]
+        centres = window_depth[n // 2 :: n, n // 2 :: n].astype(np.float64)
+        mask = centres < 1.0
+        depth = np.where(mask, far * near / (far - centres * (far - near)), 0.0).astype(np.float32)
+        return RenderedView(drawn[..., :3], drawn[..., 3] / 255, mask, depth)
 
 
 def _cut_alpha(texture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,10 @@ class Surface:
     texture: NDArray[np.uint8] | None = None
     colour: tuple[float, float, float] = (0.8, 0.8, 0.8)
 
+    def without_material(self) -> Surface:
+        """The same shape in plain grey, nothing of it cut away."""
+        return Surface(self.points, self.faces, self.normals)
+
 
 def normalise(surfaces: list[Surface], unit: str) -> list[Surface]:
     """Centre an object and bring its size to one.
@@ -52,3 +57,30 @@ def normalise(surfaces: list[Surface], unit: str) -> list[Surface]:
         replace(surface, points=((surface.points - centre) / size).astype(np.float32, copy=False))
         for surface in surfaces
     ]
+
+
+def without_doubles(surfaces: Sequence[Surface]) -> list[Surface]:
+    """Only the last of triangles that lie on the same three points, whichever way round.
+
+    Meshes for the Web often have each triangle of a thin part twice, once for each side.
+    """
+    corners = np.concatenate([surface.points[surface.faces] for surface in surfaces])
+    corners = np.ascontiguousarray(corners + np.float32(0))  # minus zero is zero
+    order = np.lexsort(corners.transpose(2, 0, 1)[::-1], axis=1)
+    ordered = np.take_along_axis(corners, order[..., None], axis=1).reshape(len(corners), 9)
+    _, last = np.unique(ordered[::-1], axis=0, return_index=True)
+    kept = np.zeros(len(corners), np.bool_)
+    kept[len(corners) - 1 - last] = True
+    ends = np.cumsum([len(surface.faces) for surface in surfaces])[:-1]
+    parts = zip(surfaces, np.split(kept, ends), strict=True)
+    return [replace(surface, faces=surface.faces[keep]) for surface, keep in parts if keep.any()]
+
+
+def to_srgb(linear: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Colours in linear light, 0 to 1, as sRGB (IEC 61966-2-1)."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
+
+
+def to_linear(srgb: NDArray[np.floating]) -> NDArray[np.floating]:
+    """sRGB colours, 0 to 1, in linear light."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)

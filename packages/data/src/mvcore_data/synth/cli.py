@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from mvcore.api import ConfigError
 
-from mvcore_data.render.cli import image_options, run_plan
+from mvcore_data.render.cli import RIG_HELP, render_settings, run_plan
 
 
 def synth(
@@ -17,8 +17,8 @@ def synth(
     categories: Annotated[str | None, typer.Option(help="Their names with commas between; all if not given.")] = None,
     size: Annotated[int, typer.Option(help="Width and height of a view in pixels.")] = 64,
     views: Annotated[int | None, typer.Option(help="Views an object; the rig's own number if not given.")] = None,
-    rig: Annotated[str, typer.Option(help="Cameras: ring, upper, icosphere42, mvc36 or demo24.")] = "demo24",
-    background: Annotated[str, typer.Option(help="Colour behind the objects.")] = "#d6dade",
+    rig: Annotated[str, typer.Option(help=RIG_HELP)] = "demo24",
+    background: Annotated[str, typer.Option(help="Behind the objects: colour, image or folder of images.")] = "#d6dade",
     seed: Annotated[int, typer.Option(help="Another seed, other objects.")] = 0,
     depth_objects: Annotated[int, typer.Option(help="Objects that keep z-depth and masks.")] = 20,
     codec: Annotated[str, typer.Option(help="jpeg, png or webp.")] = "webp",
@@ -29,7 +29,7 @@ def synth(
 
     The objects depend on the seed, their category and their number alone. Views 0 to 3 of the rig demo24 are frontal.
     """
-    options = image_options(size, background, codec, quality)
+    settings = render_settings(size, background, codec, quality, seed)
     if not 1 <= objects_per_category <= 999:
         raise ConfigError(f"--objects-per-category {objects_per_category}: must be from 1 to 999")
     if seed < 0:
@@ -40,7 +40,7 @@ def synth(
     from mvcore_data.rigs import make_rig
     from mvcore_data.synth.items import SyntheticItem, split_items
 
-    cameras = make_rig(rig, views)
+    cameras = make_rig(rig, views, seed)
     names = _categories(categories)
     total = len(names) * objects_per_category
     # Depth goes round the categories, from the last object backwards: held-out objects first.
@@ -52,7 +52,7 @@ def synth(
         for name in names
         for number in range(objects_per_category)
     ]
-    run_plan(RenderPlan(items, cameras, options, splits=split_items(items)), out, workers, strict=True)
+    run_plan(RenderPlan(items, cameras, settings, splits=split_items(items)), out, workers, strict=True)
 
 
 def _categories(wanted: str | None) -> tuple[str, ...]:
