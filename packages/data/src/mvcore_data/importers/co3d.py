@@ -145,12 +145,12 @@ def _sequences(file: Path, skipped: Skipped) -> Iterator[tuple[str, list[_Frame]
     The file is read twice: whoever wrote it, frames of a sequence need not stand beside each other, and yet only
     sequences that have begun are in memory.
     """
-    missing = Counter(str(name) for name in read_items(file, "item.sequence_name"))
+    missing = Counter(_sequence_of(entry) for entry in read_items(file))
     if not missing:
         raise DataError(f"{file}: lists no frames")
     begun: dict[str, list[_Frame]] = {}
     for entry in read_items(file):
-        name = str(entry["sequence_name"]) if isinstance(entry, dict) and "sequence_name" in entry else ""
+        name = _sequence_of(entry)
         frames = begun.setdefault(name, [])
         try:
             frames.append(_Frame.model_validate(entry))
@@ -160,6 +160,10 @@ def _sequences(file: Path, skipped: Skipped) -> Iterator[tuple[str, list[_Frame]
         missing[name] -= 1
         if missing[name] <= 0 and (done := begun.pop(name)):
             yield name, sorted(done, key=lambda frame: frame.frame_number)
+
+
+def _sequence_of(entry: Any) -> str:
+    return str(entry.get("sequence_name", "")) if isinstance(entry, dict) else ""
 
 
 def _views(root: Path, dataset: Path, frames: list[_Frame], options: Co3dOptions, skipped: Skipped) -> list[SourceView]:

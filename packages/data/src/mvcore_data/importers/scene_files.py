@@ -236,7 +236,9 @@ def npy_size(path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
             begin = file.tell()
     except FileNotFoundError:
         raise UnusableError("no such file") from None
-    except (OSError, ValueError, SyntaxError, TypeError, RecursionError):
+    except UnusableError:
+        raise
+    except Exception:  # the header is parsed as Python's literals, which fail in many ways
         raise UnusableError("no .npy file") from None
     if dtype.hasobject or dtype.kind not in "fiu" or min(shape, default=1) < 0:
         raise UnusableError("no .npy file of numbers")
