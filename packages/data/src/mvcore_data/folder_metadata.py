@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,18 +15,41 @@ CAPTION_FILES = ("captions.txt", "caption.txt")
 METADATA_FILE = "metadata.json"
 CAMERAS_FILE = "cameras.json"
 
+LICENCES_FILE = "LICENCES.csv"
+README_FILE = "README.md"
+SPLIT_FILE = "split-{}.txt"
+
 Matrices: TypeAlias = tuple[list[list[float]], list[list[float]]]
 
 
-class ObjectMetadata(Options):
-    """What an object's `metadata.json` may hold; `view_captions` go by file name."""
+class DepthFile(Options):
+    """A 16-bit grey PNG in the object's folder; depth = value * scale, 0 = none."""
 
+    file: str
+    scale: float = Field(gt=0, allow_inf_nan=False)
+
+
+class ObjectMetadata(Options):
+    """What an object's `metadata.json` may hold.
+
+    `view_captions`, `masks` (a grey image file, non-zero = object) and `depth` go by an image's file name; `id` stands
+    in the place of the folder's name.
+    """
+
+    id: str | None = None
     captions: list[str] = Field(default=[])
     view_captions: dict[str, list[str]] = Field(default={})
     category: str | None = None
     licence: str | None = None
     source: str | None = None
     creator: str | None = None
+    masks: dict[str, str] = Field(default={})
+    depth: dict[str, DepthFile] = Field(default={})
+
+    @property
+    def beside(self) -> set[str]:
+        """Names of the files that hold masks and depth."""
+        return {*self.masks.values(), *(depth.file for depth in self.depth.values())}
 
 
 class ViewCamera(Options):
@@ -54,11 +78,20 @@ def read_captions(folder: Path) -> list[str]:
 def read_metadata(folder: Path, images: Collection[str]) -> ObjectMetadata:
     """The folder's metadata; empty where there is none.
 
+    Args:
+        folder: of the object.
+        images: the image files in it, those of masks and depth among them.
+
     Raises:
-        DataError: not JSON, an unknown or wrong key, or captions of an image that is not there.
+        DataError: not JSON, an unknown or wrong key, or what it says is of an image, or in one, that is not there.
     """
     path = folder / METADATA_FILE
-    return _validated(ObjectMetadata, _read_json(path), path, images, lambda found: found.view_captions)
+    return _validated(ObjectMetadata, _read_json(path), path, images, _named)
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file at the root tells about an export as a whole."""
+    return path.name in (LICENCES_FILE, README_FILE) or fnmatchcase(path.name, SPLIT_FILE.format("*"))
 
 
 def read_cameras(folder: Path, images: Collection[str]) -> dict[str, Matrices]:
@@ -73,6 +106,10 @@ def read_cameras(folder: Path, images: Collection[str]) -> dict[str, Matrices]:
         camera = _validated(ViewCamera, value, path, images, lambda _, name=name: [name])
         found[name] = (camera.intrinsics, camera.world_to_camera)
     return found
+
+
+def _named(metadata: ObjectMetadata) -> list[str]:
+    return [*metadata.view_captions, *metadata.masks, *metadata.depth, *sorted(metadata.beside)]
 
 
 def _validated(model: Any, value: Any, path: Path, images: Collection[str], named: Callable[[Any], Any]) -> Any:
