@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture
-def interrupted(source: Path, tmp_path: Path) -> Iterator[Path]:
+def interrupted(source: Path, tmp_path: Path) -> Path:
     """The output of a pack that was stopped with shards published."""
     src = tmp_path / "src"
     shutil.copytree(source, src)
@@ -221,7 +221,7 @@ def interrupted(source: Path, tmp_path: Path) -> Iterator[Path]:
 
     with pytest.raises(Stop):
         packed(src, tmp_path / "out", on_object=interrupt)
-    yield tmp_path / "out"
+    return tmp_path / "out"
 
 
 def test_other_settings_are_refused(interrupted: Path) -> None:
