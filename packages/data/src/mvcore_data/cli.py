@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 _LAZY = {
     "check": ("mvcore_data.check_cli:check", "Read everything in a store, say what is wrong, and repair it."),
     "embed": ("mvcore_data.embed_cli:embed", "Store vectors of a store's views and captions beside it."),
+    "overlap": ("mvcore_data.overlap_cli:overlap", "Find what two stores, or two splits of one, share."),
     "pack": ("mvcore_data.pack_cli:pack", "Pack images of any known layout into a store; their bytes are kept."),
     "formats": ("mvcore_data.pack_cli:formats", "List the layouts that pack reads, with their options."),
     "render": ("mvcore_data.render.cli:render", "Render meshes to a store with cameras, z-depth and masks."),
