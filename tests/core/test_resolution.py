@@ -256,6 +256,25 @@ def test_an_added_loss_brings_its_trainer_from_its_plugins_recipe_and_says_so():
     )
 
 
+STATE = HEAD + (
+    "@hookimpl\ndef mvcore_register_losses():\n"
+    "    return [LossSpec(name='pull', summary='P', factory='torch.nn:Identity', needs={'state:{name}.goal'})]\n"
+    "@hookimpl\ndef mvcore_register_trainers():\n"
+    "    provides = {'state:{name}.goal': 'view'}\n"
+    "    return [TrainerSpec(name=name, summary='T', factory='torch.nn:Identity', provides=provides)\n"
+    "            for name in {trainers}]\n"
+)
+
+
+def test_an_added_loss_without_a_recipe_brings_the_only_trainer_that_publishes_what_it_needs(install, file):
+    install.plugin("one", STATE.replace("{name}", "one").replace("{trainers}", "['aim']"))
+    install.plugin("two", STATE.replace("{name}", "two").replace("{trainers}", "['aim', 'guess']"))
+    found = resolved(file=file, losses=["one.pull=2"])
+    assert list(found.layers.config().trainers) == ["one.aim"]
+    assert "trainer one.aim: one.pull needs state:one.goal, which no other trainer publishes" in found.notes
+    assert not configured(file=file, losses=["two.pull=2"]).trainers
+
+
 def test_an_added_loss_brings_nothing_that_the_run_has(file):
     file.write_text(file.read_text() + "trainers: {mining: {id: ovt.outlier_mining, k: 2}}\n")
     found = configured(file=file, losses=["ovt.vc"])

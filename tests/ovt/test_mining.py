@@ -149,6 +149,7 @@ def test_a7_the_published_outliers_are_as_many_as_defined(run: Run) -> None:
     start_epoch(mining, 0)
     chosen = mining.state(whole(run))["ovt.outliers"]
     assert int(chosen.sum()) == sum(min(5, count) for count in COUNTS if count > 1)
+    assert sorted(run.preferred.tolist()) == whole(run).view_ids[chosen].tolist(), "the sampler is told the same"
 
 
 def test_a7_what_was_not_mined_gets_zero_and_false(run: Run) -> None:
