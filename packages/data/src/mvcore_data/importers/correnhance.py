@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, spread
-from mvcore_data.importers.cameras import Matrix, pinhole
+from mvcore_data.importers.cameras import Matrix, UpAxis, pinhole, y_up
 from mvcore_data.importers.scene_files import LazyViews, first_scene, inside, read_npy, scene_folders
 from mvcore_data.importers.scenes import Camera, Photo, views_of
 from mvcore_data.source_images import UnusableError
@@ -43,6 +43,7 @@ class CorrEnhanceOptions(Options):
         width, height: of the images that the intrinsics are for.
         pixel_centre: where the intrinsics count the first pixel's centre: 0 as BlenderProc does, or 0.5.
         depth_unit: what a depth value of 1 means, in object units.
+        up: which axis points up in the objects' frame. Blender, which rendered them, has z; they are turned to y.
         views: at most so many views of an object, spread evenly over the viewpoints; default: all.
     """
 
@@ -52,6 +53,7 @@ class CorrEnhanceOptions(Options):
     height: int = Field(default=512, ge=1)
     pixel_centre: float = Field(default=0.0, ge=0, le=0.5)
     depth_unit: float = Field(default=0.001, gt=0)
+    up: UpAxis = "z"
     views: int | None = Field(default=None, ge=1)
 
 
@@ -132,7 +134,9 @@ def _indices(folder: Path, number: int, skipped: Skipped) -> list[int]:
 
 def _photo(root: Path, folder: Path, k: int, options: CorrEnhanceOptions, intrinsics: Matrix, pose: Matrix) -> Photo:
     colour, mask, depth = (inside(root, folder, f"{what}_{k:06d}.png") for what in ("color", "mask", "depth"))
-    camera = Camera(world_to_camera=pose, intrinsics=intrinsics, made_for=(options.height, options.width))
+    camera = Camera(
+        world_to_camera=y_up(pose, options.up), intrinsics=intrinsics, made_for=(options.height, options.width)
+    )
     unit = options.depth_unit
     return Photo(
         path=colour,

@@ -21,7 +21,7 @@ from mvcore.api import DataError, Options
 from pydantic import BaseModel, Field, ValidationError
 
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, spread
-from mvcore_data.importers.cameras import Matrix, Size, from_opengl, pinhole
+from mvcore_data.importers.cameras import Matrix, Size, UpAxis, from_opengl, pinhole, y_up
 from mvcore_data.importers.scene_files import LazyViews, first_scene, inside, read_json, scene_folders
 from mvcore_data.importers.scenes import NO_ROTATION, Camera, Photo, views_of
 from mvcore_data.source_images import SUFFIXES, UnusableError
@@ -40,12 +40,14 @@ class TransformsOptions(Options):
         views: at most so many views of a scene, spread evenly over its frames; default: all.
         depth_unit: what a value of 1 in a depth file means, where the file itself (`depth_unit_scale_factor` or
             `integer_depth_scale`) does not say; nerfstudio's default is a thousandth.
+        up: which axis points up in the scene; nerfstudio and Blender have z, and such scenes are turned to y.
         pixel_centre: where `cx`, `cy` count the first pixel's centre: 0.5 as both programs do, or 0 for numbers that
             come straight from an OpenCV calibration.
     """
 
     views: int | None = Field(default=None, ge=1)
     depth_unit: float = Field(default=0.001, gt=0)
+    up: UpAxis = "z"
     pixel_centre: float = Field(default=0.5, ge=0, le=0.5)
 
 
@@ -179,7 +181,7 @@ def _photo(root: Path, base: Path, frame: _Frame, options: TransformsOptions, sk
     return Photo(
         path=path,
         name=name,
-        camera=_camera(frame, 0.5 - options.pixel_centre),
+        camera=_camera(frame, options),
         depth=None if depth is None else (depth, lambda values: values * unit),
         mask=None if mask is None else (mask, 1),
     )
@@ -205,7 +207,7 @@ def _beside(root: Path, base: Path, name: str | None, what: str, owner: str, ski
         return None
 
 
-def _camera(frame: _Frame, shift: float) -> Camera | str:
+def _camera(frame: _Frame, options: TransformsOptions) -> Camera | str:
     if frame.camera_model.upper() not in _PERSPECTIVE or frame.is_fisheye:
         return f"the lens of a {frame.camera_model or 'fisheye'} camera is no pinhole"
     if any(getattr(frame, key) for key in _DISTORTIONS):
@@ -221,7 +223,11 @@ def _camera(frame: _Frame, shift: float) -> Camera | str:
     if world_to_camera is None or not np.allclose(pose[3], (0, 0, 0, 1)):
         return NO_ROTATION.removeprefix("no camera: ")
     made_for = (int(frame.h), int(frame.w)) if frame.w and frame.h else None
-    return Camera(world_to_camera=world_to_camera, intrinsics=partial(_intrinsics, frame, shift), made_for=made_for)
+    return Camera(
+        world_to_camera=y_up(world_to_camera, options.up),
+        intrinsics=partial(_intrinsics, frame, 0.5 - options.pixel_centre),
+        made_for=made_for,
+    )
 
 
 def _intrinsics(frame: _Frame, shift: float, size: Size) -> Matrix:
