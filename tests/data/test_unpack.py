@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -240,8 +240,7 @@ def samples(folder: Path) -> list[dict[str, Any]]:
     from webdataset.compat import WebDataset
 
     shards = sorted(map(str, folder.glob("shard-*.tar")))
-    found: Any = WebDataset(shards, shardshuffle=False)
-    return list(found)
+    return list(cast(Any, WebDataset(shards, shardshuffle=False)))
 
 
 def test_webdataset_samples_are_objects(store: Path, tmp_path: Path) -> None:
@@ -292,8 +291,8 @@ def test_webdataset_decodes_and_batches_an_export(tmp_path: Path) -> None:
             writer.add_object(f"cup.v{k}/x", pixels[k : k + 1], captions=f"cup {k}")
     unpack(tmp_path / "store", tmp_path / "out", format="webdataset", sample="view")
     shards = [str(path) for path in sorted((tmp_path / "out").glob("*.tar"))]
-    pipeline = WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("png", "txt").batched(4)
-    ((images, texts),) = list(pipeline)
+    pipeline: Any = WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("png", "txt").batched(4)
+    ((images, texts),) = list(cast(Any, pipeline))
     np.testing.assert_array_equal(np.stack(images), pixels)
     assert list(texts) == [f"cup {k}" for k in range(4)]
 
