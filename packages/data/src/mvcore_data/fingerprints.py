@@ -108,11 +108,18 @@ def _compare(
     gain = xy / np.maximum(yy, 1e-6)
     residual = np.sqrt(np.maximum(xx - gain * xy, 0))
     covering = both.sum(1) / np.maximum((a | b).sum(1), 1)
-    flat = np.maximum(xx, yy) < _FLAT**2  # nothing but noise to correlate
-    correlation = np.where(flat, 1, xy / np.sqrt(np.maximum(xx * yy, 1e-6)))
-    fits = flat | ((gain > 0.4) & (gain < 2.5) & (correlation > _CORRELATION))
+    flat = np.maximum(_pattern(x, weight, n), _pattern(y, weight, n)) < _FLAT
+    correlation = xy / np.sqrt(np.maximum(xx * yy, 1e-6))
+    grey = np.maximum(xx, yy) < _FLAT**2  # neither pattern nor colour: nothing but noise to correlate
+    fits = grey | ((gain > 0.4) & (gain < 2.5) & (correlation > _CORRELATION))
     # Without a pattern only the outline tells.
     return fits & (covering > np.where(flat, _OUTLINE, _COVERING)) & (residual < _RESIDUAL), residual
+
+
+def _pattern(z: NDArray[np.float32], weight: NDArray[np.float32], n: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(P,) deviation of each channel from its own mean."""
+    mean = (weight * z).sum(1, keepdims=True) / (n / 3)[:, None, None]
+    return np.sqrt((weight * (z - mean) ** 2).sum((1, 2)) / n)
 
 
 def _object(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
