@@ -113,7 +113,9 @@ class ViewsOptions(ImageOptions):
     """Options of `data.views`.
 
     Args:
-        path: a store (a shard or a folder of shards), or `demo` for the embedded demonstration store.
+        path: a store (a shard or a folder of shards), or `demo` for the embedded demonstration store; or what `mvcore
+            data pack` reads, as a folder of images, which is packed once into a cache.
+        format, format_options: of a path that is no store; by default the format is recognised.
         image_size: side of the square images; default: the shorter side of the store's first view.
         split: only the objects of this split of the store.
         licences: only objects of these licences, as `[CC-BY-4.0, CC0-1.0]`; see `mvcore_data.licences.allowed`.
@@ -122,11 +124,14 @@ class ViewsOptions(ImageOptions):
         depth: load depth, where a view has it.
         masks: load masks; every view must have one.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
+        captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
         embeddings: stored vectors to give with the views drawn and with their captions: tags of `mvcore data embed`, or
             a mapping from names in this run to tags.
         images: false reads no pixels, where stored vectors take their place.
     """
 
+    format: str | None = None
+    format_options: dict[str, Any] = Field(default={})
     image_size: int | None = Field(default=None, ge=8, le=4096)
     split: str | None = None
     licences: tuple[str, ...] | None = None
@@ -135,6 +140,7 @@ class ViewsOptions(ImageOptions):
     depth: bool = False
     masks: bool = False
     captions: Literal["all", "random", "none"] = "all"
+    captions_from: str | None = None
     embeddings: tuple[str, ...] | dict[str, str] = ()
     images: bool = True
 

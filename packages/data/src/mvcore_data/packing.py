@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -14,6 +14,7 @@ from mvcore.api import ConfigError, DataError
 
 from mvcore_data.importers import detect_format, find_format
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject
+from mvcore_data.licences import allowed, check_patterns, normalise
 from mvcore_data.pack_journal import PackState, PartialStore
 from mvcore_data.pack_options import make_options
 from mvcore_data.schema import INDEX_NAME, SHARD_SUFFIXES
@@ -72,7 +73,7 @@ def pack(
     licence: str | None = None,
     source: str | None = None,
     creator: str | None = None,
-    allow_licences: Collection[str] | None = None,
+    allow_licences: Sequence[str] | None = None,
     resize: int | None = None,
     verify: Verify = "structure",
     strict: bool = False,
@@ -95,7 +96,7 @@ def pack(
         options: of the format, by name; see `mvcore data formats`.
         background: colour behind transparent pixels, as `#ffffff` or `white`; without it such an image is an error.
         licence, source, creator: of objects that name none.
-        allow_licences: take only objects with one of these licences.
+        allow_licences: take only objects of these licences; see `mvcore_data.licences.allowed`.
         resize: length of the shorter side of larger images in pixels; cameras, depth and masks follow.
         verify: `structure` finds truncated files and wrong PNG checksums; `decode` decodes every image.
         strict: stop at the first thing that cannot be used.
@@ -121,9 +122,11 @@ def pack(
     found, mark = (find_format(format), "") if format is not None else detect_format(src)
     parsed = make_options(found, options or {}, allow_pickle=allow_pickle)
     on_format(found.name, mark)
-    allowed = None if allow_licences is None else sorted(allow_licences)
+    wanted = None if allow_licences is None else list(allow_licences)
+    if wanted is not None:
+        check_patterns(wanted)
     job = _Job(
-        found, found.open(src, parsed), src, _Defaults(licence=licence, source=source, creator=creator), allowed,
+        found, found.open(src, parsed), src, _Defaults(licence=licence, source=source, creator=creator), wanted,
         treatment, strict, on_object,
     )  # fmt: skip
     if out.suffix in SHARD_SUFFIXES:
@@ -137,7 +140,7 @@ def pack(
         "licence": licence,
         "origin": source,
         "creator": creator,
-        "allow-licence": allowed,
+        "allow-licence": wanted,
         "resize": resize,
         "verify": verify,
         "strict": strict,
@@ -171,7 +174,7 @@ class _Job:
     opened: Source
     src: Path
     defaults: _Defaults
-    allowed: list[str] | None
+    licences: list[str] | None
     treatment: Treatment
     strict: bool
     on_object: Callable[[int, int | None], None]
@@ -239,8 +242,9 @@ def _pack_object(job: _Job, writer: ViewStoreWriter, item: SourceObject, state: 
     licence = item.licence or job.defaults.licence
     if writer.holds(item.id):
         state.skipped.add("an object with the id of another one", f"{item.name} ({item.id!r})")
-    elif job.allowed is not None and licence not in job.allowed:
-        state.skipped.add(f"licence {licence or 'unknown'} is not allowed", item.name)
+    elif job.licences is not None and not allowed(licence, job.licences):
+        name = "unknown" if licence is None else normalise(licence)
+        state.skipped.add(f"licence {name} is not of {', '.join(job.licences)}", item.name)
     else:
         _add_object(job, writer, item, licence, state)
     job.on_object(state.position, job.opened.total)

@@ -138,7 +138,10 @@ def _on_background(
     alpha = np.asarray(image)[..., 3]
     opaque = int(alpha.min()) == 255
     if background is None and not opaque:
-        raise DataError(f"{name}: has transparent pixels; choose what is behind them, as in --background '#ffffff'")
+        raise DataError(
+            f"{name}: has transparent pixels; choose what is behind them, as in --background '#ffffff'"
+            " (in a run's config: background: [255, 255, 255])"
+        )
     behind = Image.new("RGBA", image.size, (*(background or (0, 0, 0)), 255))
     return Image.alpha_composite(behind, image).convert("RGB"), None if opaque else alpha >= _OPAQUE
 

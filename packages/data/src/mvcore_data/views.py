@@ -20,6 +20,7 @@ from mvcore_data.covisibility import ViewGeometry, covisibility
 from mvcore_data.embeddings import CaptionLookup, EmbeddingCache, tags_of, transform_key
 from mvcore_data.info import count_names
 from mvcore_data.options import ViewFilter, ViewsOptions
+from mvcore_data.packed_cache import as_store
 from mvcore_data.pipeline import Generators, Pipeline, Placed
 from mvcore_data.store import ViewStore
 from mvcore_data.viewpoints import azimuth_elevation, within
@@ -40,7 +41,7 @@ class Views:
 
     def __init__(self, **options: Any) -> None:
         self.options = ViewsOptions(**options)
-        self.path = _store_path(self.options.path)
+        self.path = _store_path(self.options)
         self.store = ViewStore(self.path)
         self.store_key = str(self.path.resolve())
         self.n_store_objects, self.n_store_views = len(self.store), self.store.n_views
@@ -334,9 +335,14 @@ class Views:
                 )
 
 
-def _store_path(text: str) -> Path:
-    if text == DEMO:
+def _store_path(options: ViewsOptions) -> Path:
+    if options.path == DEMO:
         from mvcore_data.demo import store_path
 
         return Path(store_path())
-    return resolve_path(text, what="store")
+    return as_store(
+        resolve_path(options.path, what="store"),
+        format=options.format,
+        options=options.format_options,
+        background=None if options.background is None else "#{:02x}{:02x}{:02x}".format(*options.background),
+    )
