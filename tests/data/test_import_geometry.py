@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mvcore_data import ViewStore
+from mvcore_data.importers.lens import lens_of
 from mvcore_data.packing import pack
 from PIL import Image
 
@@ -281,6 +282,37 @@ def test_bent_lenses_have_no_camera_until_they_are_made_straight(tmp_path: Path,
         assert mask is not None
         assert straight_mask is not None
         assert 0 < straight_mask.sum() != mask.sum()
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if "PINHOLE" not in name])
+@pytest.mark.parametrize("nearest", [False, True], ids=["bilinear", "nearest"])
+def test_straight_images_show_what_the_lens_drew(model: str, nearest: bool) -> None:
+    _, parameters = MODELS[model]
+    lens = lens_of(model, parameters)
+    assert lens is not None
+    fx, fy, cx, cy = [parameters[0], *parameters][:4] if len(parameters) < 6 else parameters[:4]
+    # Two channels that say where in the bent image they stand: pixel [i, j] has (j + .5, i + .5).
+    ramp = np.stack(np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5), -1) * 100
+    straight = lens.straighten(ramp, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), nearest=nearest)
+    for i in range(0, H, 5):
+        for j in range(0, W, 5):
+            x, y = colmap_pixel(model, parameters, [(j + 0.5 - cx) / fx, (i + 0.5 - cy) / fy, 1.0])
+            if 0.5 < x < W - 0.5 and 0.5 < y < H - 0.5:
+                assert math.dist(straight[i, j], (100 * x, 100 * y)) < (71 if nearest else 1.01), (i, j)
+            elif not (0 < x < W and 0 < y < H):
+                assert not straight[i, j].any(), (i, j)
+
+
+def test_a_lens_that_folds_back_shows_nothing_twice() -> None:
+    # u (1 - 0.3 u^2) grows up to u = sqrt(1 / 0.9) and falls from there on.
+    lens = lens_of("SIMPLE_RADIAL", [20.0, 60.0, 45.0, -0.3])
+    assert lens is not None
+    straight = lens.straighten(np.full((H, W), 200), np.array([[20.0, 0, 60], [0, 20, 45], [0, 0, 1]]), nearest=False)
+    for i in range(0, H, 3):
+        for j in range(0, W, 3):
+            radius = math.hypot(j + 0.5 - 60, i + 0.5 - 45) / 20
+            if abs(radius - math.sqrt(1 / 0.9)) > 0.01:
+                assert straight[i, j] == (200 if radius < math.sqrt(1 / 0.9) else 0), (i, j)
 
 
 def test_masks_stand_beside_colmap_images(tmp_path: Path) -> None:

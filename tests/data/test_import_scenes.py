@@ -118,7 +118,7 @@ def test_views_are_spread_over_an_object_and_further_models_are_named(tmp_path: 
 
 def test_what_is_wrong_with_a_colmap_image_is_counted(tmp_path: Path) -> None:
     images = tmp_path / "cup/images"
-    for name in ("good.jpg", "nan.jpg", "zero.jpg", "unregistered.jpg", "flat.jpg", "fov.jpg"):
+    for name in ("good.jpg", "nan.jpg", "zero.jpg", "unregistered.jpg", "flat.jpg", "fov.jpg", "pano.jpg"):
         photo(images / name)
     photo(images / "cut.jpg", size=(W, H + 5))
     (images / "notes.txt").write_text("x")
@@ -130,17 +130,21 @@ def test_what_is_wrong_with_a_colmap_image_is_counted(tmp_path: Path) -> None:
         ("cut.jpg", POSE, 1),
         ("flat.jpg", POSE, 2),
         ("fov.jpg", POSE, 3),
+        ("pano.jpg", POSE, 4),
         ("missing.jpg", POSE, 1),
-        cameras=cameras_bin(CAMERA, (2, 0, W, H, [0.0, 8, 6]), (3, 7, W, H, [20.0, 20, 8, 6, 0.9])),
+        cameras=cameras_bin(
+            CAMERA, (2, 0, W, H, [0.0, 8, 6]), (3, 7, W, H, [20.0, 20, 8, 6, 0.9]), (4, 17, W, H, [16.0, 12.0])
+        ),
     )
     report, store = packed(tmp_path / "cup", tmp_path, options={"undistort": True})
-    assert store.n_views == 7
-    assert [store.camera(v) is not None for v in range(7)] == [k == 3 for k in range(7)]  # in the order of the names
+    assert store.n_views == 8
+    assert [store.camera(v) is not None for v in range(8)] == [k == 3 for k in range(8)]  # in the order of the names
     assert reasons(report) == {
         "not a JPEG, PNG or WebP file (.txt)": 1,
         "no camera: its pose is not a rotation and a translation, or it is not finite": 3,
         "no camera: it is for an image of another shape": 1,
         "no camera: the lens of a FOV camera is no pinhole": 1,
+        "no camera: the lens of a EQUIRECTANGULAR camera is no pinhole": 1,
         "no camera: the model does not hold its image": 1,
         "no such file": 1,
     }

@@ -31,7 +31,7 @@ from pydantic import BaseModel, Field, ValidationError
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, spread
 from mvcore_data.importers.cameras import from_ndc, from_pytorch3d
 from mvcore_data.importers.gzip_json import read_items
-from mvcore_data.importers.scene_files import LazyViews, inside, mask_values, subfolders
+from mvcore_data.importers.scene_files import LazyViews, Root, mask_values, subfolders
 from mvcore_data.importers.scenes import Camera, Photo, views_of
 from mvcore_data.source_images import UnusableError
 
@@ -112,7 +112,7 @@ def open_source(path: Path, options: Co3dOptions) -> Source:
 
 
 def _objects(path: Path, options: Co3dOptions, skipped: Skipped) -> Iterator[SourceObject]:
-    root = path.resolve()
+    root = Root(path)
     for folder in _categories(path, skipped):
         categories = _sequence_categories(folder)
         for sequence, frames in _sequences(folder / FRAMES_FILE, skipped):
@@ -166,7 +166,7 @@ def _sequence_of(entry: Any) -> str:
     return str(entry.get("sequence_name", "")) if isinstance(entry, dict) else ""
 
 
-def _views(root: Path, dataset: Path, frames: list[_Frame], options: Co3dOptions, skipped: Skipped) -> list[SourceView]:
+def _views(root: Root, dataset: Path, frames: list[_Frame], options: Co3dOptions, skipped: Skipped) -> list[SourceView]:
     photos: list[Photo] = []
     for frame in spread(frames, options.views):
         try:
@@ -176,9 +176,9 @@ def _views(root: Path, dataset: Path, frames: list[_Frame], options: Co3dOptions
     return views_of(photos, skipped)
 
 
-def _photo(root: Path, dataset: Path, frame: _Frame, options: Co3dOptions, skipped: Skipped) -> Photo:
+def _photo(root: Root, dataset: Path, frame: _Frame, options: Co3dOptions, skipped: Skipped) -> Photo:
     return Photo(
-        path=inside(root, dataset, frame.image.path),
+        path=root.inside(dataset, frame.image.path),
         name=str(dataset / frame.image.path),
         camera=_camera(frame),
         depth=_depth(root, dataset, frame, options, skipped),
@@ -187,26 +187,26 @@ def _photo(root: Path, dataset: Path, frame: _Frame, options: Co3dOptions, skipp
 
 
 def _depth(
-    root: Path, dataset: Path, frame: _Frame, options: Co3dOptions, skipped: Skipped
+    root: Root, dataset: Path, frame: _Frame, options: Co3dOptions, skipped: Skipped
 ) -> tuple[Path, Callable[[NDArray[Any]], NDArray[np.float64]]] | None:
     depth = frame.depth
     if depth is None:
         return None
     masked = options.depth_masks and depth.mask_path
     try:
-        path = inside(root, dataset, depth.path)
-        good = inside(root, dataset, depth.mask_path) if masked and depth.mask_path else None
+        path = root.inside(dataset, depth.path)
+        good = root.inside(dataset, depth.mask_path) if masked and depth.mask_path else None
     except UnusableError as error:
         skipped.add(f"no depth: {error}", frame.image.path)
         return None
     return path, partial(_metric, scale=depth.scale_adjustment, good=good)
 
 
-def _mask(root: Path, dataset: Path, frame: _Frame, skipped: Skipped) -> tuple[Path, int] | None:
+def _mask(root: Root, dataset: Path, frame: _Frame, skipped: Skipped) -> tuple[Path, int] | None:
     if frame.mask is None:
         return None
     try:
-        return inside(root, dataset, frame.mask.path), _OBJECT_FROM
+        return root.inside(dataset, frame.mask.path), _OBJECT_FROM
     except UnusableError as error:
         skipped.add(f"no mask: {error}", frame.image.path)
         return None

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, spread
 from mvcore_data.importers.colmap_model import model_suffix, read_model
-from mvcore_data.importers.scene_files import LazyViews, first_scene, image_names, inside, natural, scene_folders
+from mvcore_data.importers.scene_files import LazyViews, Root, first_scene, image_names, natural, scene_folders
 from mvcore_data.importers.scenes import Camera, Photo, views_of
 from mvcore_data.source_images import UnusableError
 
@@ -75,7 +75,7 @@ def open_source(path: Path, options: ColmapOptions) -> Source:
         raise DataError(f"{path}: no such folder")
     if _is_object(path, options):
         model = read_model(_model(path, options))
-        return Source(lambda skipped: iter([_object(path, path, options, model, skipped)]), 1)
+        return Source(lambda skipped: iter([_object(path, Root(path), path, options, model, skipped)]), 1)
     return Source(lambda skipped: _objects(path, options, skipped))
 
 
@@ -87,23 +87,24 @@ def _model(folder: Path, options: ColmapOptions) -> Path:
 
 
 def _objects(path: Path, options: ColmapOptions, skipped: Skipped) -> Iterator[SourceObject]:
+    root = Root(path)
     for folder in scene_folders(path, skipped, _LEVELS, lambda folder: _is_object(folder, options)):
         try:
             model = read_model(_model(folder, options))
         except DataError as error:
             skipped.add("a COLMAP model that cannot be read", str(error))
             continue
-        yield _object(path, folder, options, model, skipped)
+        yield _object(path, root, folder, options, model, skipped)
 
 
 def _object(
-    root: Path, folder: Path, options: ColmapOptions, model: dict[str, Camera], skipped: Skipped
+    path: Path, root: Root, folder: Path, options: ColmapOptions, model: dict[str, Camera], skipped: Skipped
 ) -> SourceObject:
-    name = folder.resolve().name if folder == root else folder.relative_to(root).as_posix()
+    name = root.path.name if folder == path else folder.relative_to(path).as_posix()
     if options.model is None:
         for other in sorted((folder / "sparse").glob("[1-9]*")):
             skipped.add("a further COLMAP model of an object; only sparse/0 is taken", other)
-    parts = folder.relative_to(root).parts
+    parts = folder.relative_to(path).parts
     return SourceObject(
         id=name,
         name=str(folder),
@@ -112,16 +113,16 @@ def _object(
     )
 
 
-def _views(root: Path, folder: Path, options: ColmapOptions, model: dict[str, Camera], skipped: Skipped) -> list[Any]:
-    top, images = root.resolve(), folder / options.images
-    beside = image_names(images, top, skipped)
+def _views(root: Root, folder: Path, options: ColmapOptions, model: dict[str, Camera], skipped: Skipped) -> list[Any]:
+    images = folder / options.images
+    beside = image_names(images, root.path, skipped)
     names = sorted({*model, *beside}, key=natural)
-    photos = photos_of(top, folder, images, spread(names, options.views), model, options.masks, skipped)
+    photos = photos_of(root, folder, images, spread(names, options.views), model, options.masks, skipped)
     return views_of(photos, skipped, undistort=options.undistort)
 
 
 def photos_of(
-    root: Path,
+    root: Root,
     folder: Path,
     images: Path,
     names: list[str],
@@ -133,7 +134,7 @@ def photos_of(
     """Photographs of a folder with the cameras of its model; those that leave `root` are counted and left out.
 
     Args:
-        root: of the source, resolved.
+        root: of the source.
         folder: of the object.
         images: of its images.
         names: of the images to take.
@@ -144,7 +145,7 @@ def photos_of(
     """
     for name in names:
         try:
-            path = inside(root, images, name)
+            path = root.inside(images, name)
         except UnusableError as error:
             skipped.add(str(error), images / name)
             continue
@@ -158,12 +159,12 @@ def photos_of(
         )
 
 
-def _mask(root: Path, masks: Path, name: str, skipped: Skipped) -> tuple[Path, int] | None:
+def _mask(root: Root, masks: Path, name: str, skipped: Skipped) -> tuple[Path, int] | None:
     if not masks.is_dir():
         return None
     for candidate in (f"{name}.png", str(Path(name).with_suffix(".png"))):
         try:
-            path = inside(root, masks, candidate)
+            path = root.inside(masks, candidate)
         except UnusableError as error:
             skipped.add(f"no mask: {error}", masks / candidate)
             return None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from mvcore.api import DataError
 
 from mvcore_data.importers.cameras import Size, from_quaternion, pinhole
@@ -33,6 +34,12 @@ _MODELS = {  # number in binary files: name, number of parameters
     9: ("RADIAL_FISHEYE", 5),
     10: ("THIN_PRISM_FISHEYE", 12),
     11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    12: ("SIMPLE_DIVISION", 4),
+    13: ("DIVISION", 5),
+    14: ("SIMPLE_FISHEYE", 3),
+    15: ("FISHEYE", 4),
+    16: ("EUCM", 6),
+    17: ("EQUIRECTANGULAR", 2),
 }
 _PARAMETERS = dict(_MODELS.values())
 _CAMERA = struct.Struct("<iiQQ")
@@ -87,14 +94,14 @@ def read_model(folder: Path) -> dict[str, Camera]:
 
 
 def _camera(lens: Lenses, pose: tuple[float, ...]) -> Camera:
-    numbers = lens.parameters
+    known, numbers = lens_of(lens.model, lens.parameters), lens.parameters
     if FOCAL_LENGTHS.get(lens.model, 2) == 1:
         numbers = (numbers[0], *numbers)
     return Camera(
         world_to_camera=from_quaternion(pose[:4], pose[4:]),
-        intrinsics=pinhole(*numbers[:4]),
+        intrinsics=pinhole(*numbers[:4]) if known else np.eye(3),
         made_for=lens.size,
-        lens=lens_of(lens.model, lens.parameters),
+        lens=known,
         model=lens.model,
     )
 
@@ -175,7 +182,7 @@ def _cameras_text(path: Path) -> Iterator[tuple[int, Lenses]]:
                 parameters = tuple(float(word) for word in words[4:])
             except (ValueError, IndexError):
                 raise DataError(f"{path}: {line[:60]!r} is no camera") from None
-            if len(parameters) != _PARAMETERS.get(words[1], len(parameters)) or len(parameters) < 3:
+            if len(parameters) != _PARAMETERS.get(words[1], len(parameters)):
                 raise DataError(f"{path}: a {words[1]} camera does not have {len(parameters)} parameters")
             yield camera_id, Lenses(words[1], (height, width), parameters)
 

@@ -25,7 +25,7 @@ from pydantic import Field
 
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, spread
 from mvcore_data.importers.cameras import Matrix, UpAxis, pinhole, y_up
-from mvcore_data.importers.scene_files import LazyViews, first_scene, inside, read_npy, scene_folders
+from mvcore_data.importers.scene_files import LazyViews, Root, first_scene, read_npy, scene_folders
 from mvcore_data.importers.scenes import Camera, Photo, views_of
 from mvcore_data.source_images import UnusableError
 
@@ -98,14 +98,15 @@ def _read_poses(file: Path) -> NDArray[np.float64]:
 def _objects(
     path: Path, options: CorrEnhanceOptions, poses: NDArray[np.float64], skipped: Skipped
 ) -> Iterator[SourceObject]:
+    root = Root(path)
     for folder in scene_folders(path, skipped, _LEVELS, _is_object):
-        name = folder.resolve().name if folder == path else folder.relative_to(path).as_posix()
-        views = LazyViews(partial(_views, path.resolve(), folder, options, poses, skipped))
+        name = root.path.name if folder == path else folder.relative_to(path).as_posix()
+        views = LazyViews(partial(_views, root, folder, options, poses, skipped))
         yield SourceObject(id=name, name=str(folder), views=views)
 
 
 def _views(
-    root: Path, folder: Path, options: CorrEnhanceOptions, poses: NDArray[np.float64], skipped: Skipped
+    root: Root, folder: Path, options: CorrEnhanceOptions, poses: NDArray[np.float64], skipped: Skipped
 ) -> list[SourceView]:
     indices = _indices(folder, len(poses), skipped)
     fx, fy, cx, cy = options.intrinsics
@@ -132,8 +133,8 @@ def _indices(folder: Path, number: int, skipped: Skipped) -> list[int]:
     return usable
 
 
-def _photo(root: Path, folder: Path, k: int, options: CorrEnhanceOptions, intrinsics: Matrix, pose: Matrix) -> Photo:
-    colour, mask, depth = (inside(root, folder, f"{what}_{k:06d}.png") for what in ("color", "mask", "depth"))
+def _photo(root: Root, folder: Path, k: int, options: CorrEnhanceOptions, intrinsics: Matrix, pose: Matrix) -> Photo:
+    colour, mask, depth = (root.inside(folder, f"{what}_{k:06d}.png") for what in ("color", "mask", "depth"))
     camera = Camera(
         world_to_camera=y_up(pose, options.up), intrinsics=intrinsics, made_for=(options.height, options.width)
     )

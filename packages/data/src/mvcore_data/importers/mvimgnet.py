@@ -19,7 +19,7 @@ from pydantic import Field
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, spread
 from mvcore_data.importers.colmap import model_folder, photos_of
 from mvcore_data.importers.colmap_model import read_model
-from mvcore_data.importers.scene_files import LazyViews, image_names, read_json, subfolders
+from mvcore_data.importers.scene_files import LazyViews, Root, image_names, read_json, subfolders
 from mvcore_data.importers.scenes import Camera, views_of
 
 _CATEGORY_FILES = ("mvimgnet_category.txt", "mvimgnet2_category.json")
@@ -83,12 +83,12 @@ def open_source(path: Path, options: MVImgNetOptions) -> Source:
 def _objects(
     path: Path, options: MVImgNetOptions, categories: dict[str, str], captions: _Captions, skipped: Skipped
 ) -> Iterator[SourceObject]:
-    root = path.resolve()
-    for group in subfolders(path, root, skipped):
+    root = Root(path)
+    for group in subfolders(path, root.path, skipped):
         category = categories.get(group.name, None if categories else group.name)
         if category is None:
             skipped.add("no category: the list does not name its class", group)
-        for folder in subfolders(group, root, skipped):
+        for folder in subfolders(group, root.path, skipped):
             if not (folder / "images").is_dir():
                 skipped.add("a folder without images/", folder)
                 continue
@@ -98,11 +98,11 @@ def _objects(
 
 
 def _object(
-    folder: Path, root: Path, options: MVImgNetOptions, category: str | None, captions: _Captions, skipped: Skipped
+    folder: Path, root: Root, options: MVImgNetOptions, category: str | None, captions: _Captions, skipped: Skipped
 ) -> SourceObject:
     group = folder.parent.name
     # The file order of a folder is that of its disk: frames are sorted, so that a spread goes over the whole clip.
-    names = image_names(folder / "images", root, skipped)
+    names = image_names(folder / "images", root.path, skipped)
     by_frame = {
         name: captions.of(f"{group}/{folder.name}/images/{name}", f"{group}/{folder.name}/{name}") for name in names
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mvcore_data import decode
+from mvcore_data.image_structure import header
 from mvcore_data.importers.base import Skipped, SourceView
 from mvcore_data.importers.cameras import Size
 from mvcore_data.source_images import SUFFIXES, UnusableError, read_bytes
@@ -24,6 +27,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
 _MAX_JSON_BYTES = 1 << 30
 _MAX_NPY_BYTES = 1 << 28
+_HEADER_BYTES = 1 << 16
 _DETECTION_FOLDERS = 16
 _DEEP_KINDS = ("I;16", "I;16B", "I")
 
@@ -72,24 +76,38 @@ def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
-def inside(root: Path, base: Path, relative: str) -> Path:
-    """The file that a source names, resolved.
+class Root:
+    """The folder of a source, which no name may leave.
 
     Args:
-        root: the folder that it must stand in, resolved.
-        base: the folder that the name is relative to.
-        relative: the name; an absolute one may point into `root`.
-
-    Raises:
-        UnusableError: it leads out of the folder, by itself or through a link.
+        path: of the folder; it may itself be a link.
     """
-    try:
-        path = (base / relative).resolve()
-    except (OSError, RuntimeError, ValueError):  # a loop of links, or a NUL
-        raise UnusableError(LEAVES) from None
-    if not path.is_relative_to(root):
-        raise UnusableError(LEAVES)
-    return path
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        # A folder is resolved by a system call for each part of its path, and images mostly share one.
+        self._folder = lru_cache(maxsize=256)(Path.resolve)
+
+    def inside(self, base: Path, name: str) -> Path:
+        """The file that a source names, resolved.
+
+        Args:
+            base: the folder that the name is relative to.
+            name: its name; an absolute one may point into the folder.
+
+        Raises:
+            UnusableError: it leads out of the folder, by itself or through a link.
+        """
+        try:
+            path = base / name
+            found = self._folder(path.parent) / path.name
+            if path.name == ".." or found.is_symlink():
+                found = found.resolve()
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or a NUL
+            raise UnusableError(LEAVES) from None
+        if not found.is_relative_to(self.path):
+            raise UnusableError(LEAVES)
+        return found
 
 
 def subfolders(folder: Path, root: Path, skipped: Skipped) -> Iterator[Path]:
@@ -133,19 +151,21 @@ def image_names(folder: Path, root: Path, skipped: Skipped) -> list[str]:
     """Names of the image files in a folder, in natural order; links out of `root` and other files left out."""
     names: list[str] = []
     try:
-        entries = sorted(folder.iterdir(), key=lambda path: natural(path.name))
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: natural(entry.name))
     except OSError as error:
         skipped.add(f"a folder that cannot be read ({error.strerror})", folder)
         return names
-    for path in entries:
-        if path.name.startswith(".") or path.is_dir():
+    for entry in found:
+        suffix = Path(entry.name).suffix
+        if entry.is_dir():
             continue
-        if path.suffix.lower() not in SUFFIXES:
-            skipped.add(f"not a JPEG, PNG or WebP file ({path.suffix or 'no suffix'})", path)
-        elif path.is_symlink() and not path.resolve().is_relative_to(root):
-            skipped.add(LEAVES, path)
+        if suffix.lower() not in SUFFIXES:
+            skipped.add(f"not a JPEG, PNG or WebP file ({suffix or 'no suffix'})", entry.path)
+        elif entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
+            skipped.add(LEAVES, entry.path)
         else:
-            names.append(path.name)
+            names.append(entry.name)
     return names
 
 
@@ -156,6 +176,11 @@ def peek(path: Path) -> Header:
         UnusableError: missing, damaged or beyond the limits.
     """
     try:
+        with path.open("rb") as file:
+            plain = header(file.read(_HEADER_BYTES))
+        if plain is not None:  # ten times as fast as Pillow
+            decode.check_size(plain.height, plain.width, "image")
+            return Header((plain.height, plain.width), "RGBA" if plain.alpha else "RGB", plain.rotated)
         with Image.open(path, formats=_FORMATS) as image:
             decode.check_size(image.height, image.width, "image")
             try:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, spread
 from mvcore_data.importers.cameras import Matrix, Size, UpAxis, from_opengl, pinhole, y_up
-from mvcore_data.importers.scene_files import LazyViews, first_scene, inside, read_json, scene_folders
+from mvcore_data.importers.scene_files import LazyViews, Root, first_scene, read_json, scene_folders
 from mvcore_data.importers.scenes import NO_ROTATION, Camera, Photo, views_of
 from mvcore_data.source_images import SUFFIXES, UnusableError
 
@@ -151,12 +151,12 @@ def _object(
         id="/".join(parts) or folder.resolve().name,
         name=str(folder),
         category=parts[0] if len(parts) > 1 else None,
-        views=LazyViews(partial(_views, root.resolve(), read, options, skipped)),
+        views=LazyViews(partial(_views, Root(root), read, options, skipped)),
     )
 
 
 def _views(
-    root: Path, read: list[tuple[Path, list[dict[str, Any]]]], options: TransformsOptions, skipped: Skipped
+    root: Root, read: list[tuple[Path, list[dict[str, Any]]]], options: TransformsOptions, skipped: Skipped
 ) -> list[SourceView]:
     entries = [(file, k, frame) for file, frames in read for k, frame in enumerate(frames)]
     photos: list[Photo] = []
@@ -172,7 +172,7 @@ def _views(
     return views_of(photos, skipped)
 
 
-def _photo(root: Path, base: Path, frame: _Frame, options: TransformsOptions, skipped: Skipped) -> Photo:
+def _photo(root: Root, base: Path, frame: _Frame, options: TransformsOptions, skipped: Skipped) -> Photo:
     path = _image_path(root, base, frame.file_path)
     name = str(base / frame.file_path)
     unit = frame.depth_unit_scale_factor or frame.integer_depth_scale or options.depth_unit
@@ -187,21 +187,21 @@ def _photo(root: Path, base: Path, frame: _Frame, options: TransformsOptions, sk
     )
 
 
-def _image_path(root: Path, base: Path, name: str) -> Path:
+def _image_path(root: Root, base: Path, name: str) -> Path:
     """The image that a frame names, as NeRF's own scenes do, without its suffix."""
-    path = inside(root, base, name.replace("\\", "/"))
+    path = root.inside(base, name.replace("\\", "/"))
     if path.suffix.lower() in SUFFIXES or path.is_file():
         return path
     candidates = (path.with_name(path.name + suffix) for suffix in (".png", ".jpg", ".jpeg", ".webp"))
     found = next((file for file in candidates if file.is_file()), path)
-    return inside(root, base, str(found))
+    return root.inside(base, str(found))
 
 
-def _beside(root: Path, base: Path, name: str | None, what: str, owner: str, skipped: Skipped) -> Path | None:
+def _beside(root: Root, base: Path, name: str | None, what: str, owner: str, skipped: Skipped) -> Path | None:
     if name is None:
         return None
     try:
-        return inside(root, base, name.replace("\\", "/"))
+        return root.inside(base, name.replace("\\", "/"))
     except UnusableError as error:
         skipped.add(f"no {what}: {error}", owner)
         return None
