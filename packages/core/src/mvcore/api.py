@@ -34,6 +34,8 @@ from mvcore.specs import (
 if TYPE_CHECKING:
     from mvcore.build import build
     from mvcore.config_base import Options
+    from mvcore.encoders.across_views import ViewSegments
+    from mvcore.encoders.stages import Stages, stages_of
     from mvcore.evaluation.results import EvalResult, Figure, Table
     from mvcore.loading import load, load_encoder
     from mvcore.lora import apply_lora, merge_lora
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 _LAZY = {
     "build": "mvcore.build",
     "Options": "mvcore.config_base",
+    "ViewSegments": "mvcore.encoders.across_views",
+    "Stages": "mvcore.encoders.stages",
+    "stages_of": "mvcore.encoders.stages",
     "EvalResult": "mvcore.evaluation.results",
     "Figure": "mvcore.evaluation.results",
     "Table": "mvcore.evaluation.results",
@@ -104,10 +109,12 @@ __all__ = [
     "RecipeSpec",
     "RunHandle",
     "Section",
+    "Stages",
     "StreamDataset",
     "Table",
     "TrainerSpec",
     "ViewBatch",
+    "ViewSegments",
     "WeightsError",
     "apply_lora",
     "build",
@@ -118,4 +125,5 @@ __all__ = [
     "merge_lora",
     "model_key",
     "resolve_path",
+    "stages_of",
 ]

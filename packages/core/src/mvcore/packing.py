@@ -53,6 +53,7 @@ def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
         cu_views=torch.cat(cu_views),
         max_views=max(batch.max_views for batch in batches),
         n_views=views,
+        counts=tuple(count for batch in batches for count in batch.counts),
         **_cat_cameras(batches),
         **_cat_depth(batches),
     )

@@ -52,9 +52,10 @@ class ViewBatch:
         depth_valid: (N,) bool, which views have depth; or None.
         embeddings: `<tag>/image` (N, D) and `<tag>/text` (T, D).
         state: what trainers publish, by name without the prefix `state:`, aligned with objects or views.
-        object_of_view: (N,) int64. Made from `view_counts`, as are the next two; on the host, so that no step syncs.
+        object_of_view: (N,) int64. Made from `view_counts`, as are those after it; on the host, so that no step syncs.
         cu_views: (B + 1,) int32, where each object's views begin; the last entry is N.
         max_views: the largest view count.
+        counts: the view counts on the host, for what must know them without waiting for the device.
     """
 
     view_counts: Tensor
@@ -76,6 +77,7 @@ class ViewBatch:
     cu_views: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int32))
     max_views: int = 0
     n_views: int = 0
+    counts: tuple[int, ...] = ()
 
     @staticmethod
     def make(view_counts: Sequence[int] | Tensor, **values: Any) -> ViewBatch:
@@ -106,6 +108,7 @@ class ViewBatch:
             cu_views=cu_views,
             max_views=max(listed, default=0),
             n_views=views,
+            counts=tuple(listed),
             **values,
         )
         batch._check_lengths()

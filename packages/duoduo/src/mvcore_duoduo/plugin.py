@@ -1,5 +1,91 @@
-"""The plugin `duoduo`: Duoduo CLIP. Its parts are not written yet, so it registers nothing."""
+"""What Duoduo CLIP offers to mvcore."""
 
 from __future__ import annotations
 
+from mvcore.api import EncoderSpec, LossSpec, RecipeSpec, hookimpl
+
 MVCORE_API = 1
+
+_PAPER = "Lee, Chang, Duoduo CLIP: Efficient 3D Understanding with Multi-View Images, ICLR 2025"
+
+
+@hookimpl
+def mvcore_register_encoders() -> list[EncoderSpec]:
+    return [
+        EncoderSpec(
+            name="cross_view",
+            summary="Attention across the views of an object in the upper blocks, without a new parameter",
+            kind="adapter",
+            factory="mvcore_duoduo.attention:CrossViewAdapter",
+            config="mvcore_duoduo.config:CrossViewOptions",
+            needs={"images"},
+            provides={"object"},
+            citation=_PAPER,
+        ),
+        EncoderSpec(
+            name="image_target",
+            summary="The mean image embedding of an object's drawn views, by a model that does not train",
+            kind="adapter",
+            factory="mvcore_duoduo.targets:ImageTargetAdapter",
+            config="mvcore_duoduo.config:TargetOptions",
+            provides={"duoduo.image_target"},
+            axes={"duoduo.image_target": "object"},
+            citation=_PAPER,
+        ),
+        EncoderSpec(
+            name="log_scale",
+            summary="The trained scale that both contrasts share",
+            kind="adapter",
+            factory="mvcore_duoduo.scale:LogScaleAdapter",
+            config="mvcore_duoduo.config:LogScaleOptions",
+            provides={"duoduo.log_scale"},
+            axes={"duoduo.log_scale": "none"},
+            citation=_PAPER,
+        ),
+    ]
+
+
+@hookimpl
+def mvcore_register_losses() -> list[LossSpec]:
+    return [
+        LossSpec(
+            name="shape_image",
+            summary="Contrast of objects with the mean image embedding of their views",
+            factory="mvcore_duoduo.losses:ShapeImage",
+            config="mvcore_duoduo.config:ContrastOptions",
+            needs={"object", "duoduo.image_target", "duoduo.log_scale"},
+            citation=_PAPER,
+        ),
+        LossSpec(
+            name="shape_text",
+            summary="Contrast of objects with their captions",
+            factory="mvcore_duoduo.losses:ShapeText",
+            config="mvcore_duoduo.config:ContrastOptions",
+            needs={"object", "text", "captions", "duoduo.log_scale"},
+            citation=_PAPER,
+        ),
+    ]
+
+
+@hookimpl
+def mvcore_register_recipes() -> list[RecipeSpec]:
+    return [
+        RecipeSpec(
+            name="paper",
+            summary="Duoduo CLIP as the paper describes it",
+            path="mvcore_duoduo:recipes/paper.yaml",
+            default=True,
+            citation=_PAPER,
+        ),
+        RecipeSpec(
+            name="released",
+            summary="What the authors' released code does",
+            path="mvcore_duoduo:recipes/released.yaml",
+            citation=_PAPER,
+        ),
+        RecipeSpec(
+            name="demo",
+            summary="A small run on the embedded demo set",
+            path="mvcore_duoduo:recipes/demo.yaml",
+        ),
+    ]

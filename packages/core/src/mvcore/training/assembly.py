@@ -55,11 +55,14 @@ def make_pipeline(encoder: Chosen, adapters: Iterable[Chosen], seed: int) -> Pip
         with seeded(seed, f"adapter {part.name}"):
             module: nn.Module = part.make()
             attach = getattr(module, "attach", None)
+            before = backbone.provides
             if attach is not None:
                 with blamed_on(f"adapter {part.name}"):
                     attach(backbone)
         axes = build.axes_of(part.registered, part.options)
-        links.append(Link(part.name, module, part.needs, part.provides, axes, _made_of(part)))
+        # What it branched off the backbone's blocks the backbone gives itself.
+        gives = part.provides - (backbone.provides - before)
+        links.append(Link(part.name, module, part.needs, gives, axes, _made_of(part)))
     return Pipeline(backbone, links)
 
 

@@ -1,0 +1,39 @@
+"""Options of the plugin's parts."""
+
+from __future__ import annotations
+
+from mvcore.api import Options
+from pydantic import Field
+
+
+class CrossViewOptions(Options):
+    """`duoduo.cross_view`: attention across the views of an object."""
+
+    cross_view_from: int = Field(6, ge=0, description="the first block that attends across views; all blocks = none")
+    train_from: int | None = Field(
+        None, ge=0, description="the attention weights of the blocks from this one on train; null = cross_view_from"
+    )
+
+
+class TargetOptions(Options):
+    """`duoduo.image_target`: the mean image embedding of each object's drawn views, by a model that does not train."""
+
+    embeddings: str | None = Field(
+        None, description="tag of stored embeddings of the source; null = a frozen copy of the vision tower"
+    )
+
+    def needs(self) -> frozenset[str]:
+        """Images, or the stored embeddings."""
+        return frozenset({"images"} if self.embeddings is None else {"embeddings"})
+
+
+class LogScaleOptions(Options):
+    """`duoduo.log_scale`: the trained scale that both losses share."""
+
+    start: float = Field(14.28, gt=0, description="the scale, not its logarithm, to start from")
+
+
+class ContrastOptions(Options):
+    """`duoduo.shape_image` and `duoduo.shape_text`."""
+
+    max_scale: float | None = Field(None, gt=0, description="the scale counts as at most this; null = without limit")
