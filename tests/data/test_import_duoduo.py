@@ -13,9 +13,11 @@ import h5py
 import numpy as np
 import pytest
 from mvcore.api import ConfigError, DataError
+from mvcore.cli.main import run
+from mvcore_data import ViewStore
 from mvcore_data.importers.base import Skipped, SourceObject, SourceView
 from mvcore_data.importers.duoduo import FORMAT, DuoduoOptions
-from mvcore_data.importers.duoduo_embeddings import DuoduoEmbeddings, text_features
+from mvcore_data.importers.duoduo_embeddings import DuoduoEmbeddings
 from mvcore_data.source_images import UnusableError
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
@@ -374,51 +376,45 @@ def test_embeddings_by_object(tmp_path: Path, dtype: str) -> None:
     with h5py.File(tmp_path / "image_embeddings.h5", "w") as file:
         file["img_feat"] = vectors
     (tmp_path / "model_to_idx.json").write_text('{"c": 2, "a": 0, "gap": 1, "inf": 3}')
-    opened, skipped = DuoduoEmbeddings(tmp_path / "image_embeddings.h5"), Skipped()
-    assert (len(opened), opened.views, opened.dim, opened.ids) == (4, 12, 6, ["a", "gap", "c", "inf"])
-    found = dict(opened.read(skipped))
-    assert list(found) == ["a", "c"]
-    assert found["c"].dtype == np.float16
-    np.testing.assert_array_equal(found["c"], vectors[2].astype(np.float16))
-    assert skipped.counts == {
-        "never written: the vectors are zero": 1,
-        "the vectors are not finite in float16": 1,
-    }
+    opened = DuoduoEmbeddings(tmp_path / "image_embeddings.h5")
+    assert (opened.views, opened.dim, opened.ids) == (12, 6, ["a", "gap", "c", "inf"])
+    for name, row in (("a", 0), ("c", 2)):
+        assert opened.of(name).dtype == np.float16
+        np.testing.assert_array_equal(opened.of(name), vectors[row].astype(np.float16))
+    with pytest.raises(UnusableError, match="never written"):
+        opened.of("gap")
+    with pytest.raises(UnusableError, match="not finite in float16"):
+        opened.of("inf")
 
 
 def test_embeddings_of_another_kind_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "image_embeddings.h5", "w") as file:
         file["img_feat"] = np.ones((2, 4))
-        file["shape_feat"] = np.ones((2, 4), "f4")
         file["text_feat"] = np.ones((2, 3, 4), "f2")
     (tmp_path / "model_to_idx.json").write_text('{"a": 0, "b": 1}')
     with pytest.raises(
         DataError, match=r"/img_feat is float64 of shape .2, 4., not float16 or float32 of 3 dimensions"
     ):
         DuoduoEmbeddings(tmp_path / "image_embeddings.h5")
-    shapes = DuoduoEmbeddings(tmp_path / "image_embeddings.h5", "shape_feat")
-    assert (shapes.views, dict(shapes.read(Skipped()))["b"].shape) == (1, (1, 4))
     assert DuoduoEmbeddings(tmp_path / "image_embeddings.h5", "text_feat").views == 3
 
 
-def test_text_features_of_the_pickled_dictionary(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    first, second, caption = (rng.normal(size=4).astype(np.float32) for _ in range(3))
-    path = write_texts(
-        tmp_path / "text_embeddings.npy",
-        {
-            "a": {"text_feat": [{"original": first[None]}, {"original": second}], "blip_caption_feat": caption},
-            "b": {"retrieval_text_feat": [], "text": "words"},
-            "c": "words alone",
-        },
-    )
-    with pytest.raises(ConfigError, match="--allow-pickle"):
-        list(text_features(path, allow_pickle=False))
-    found = dict(text_features(path, allow_pickle=True))
-    assert list(found) == ["a", "b"]
-    assert list(found["a"]) == ["text_feat", "blip_caption_feat"]
-    np.testing.assert_array_equal(found["a"]["text_feat"], np.stack([first, second]).astype(np.float16))
-    assert found["b"] == {}
-    write_texts(path, {"a": {"text_feat": "no vector"}})
-    with pytest.raises(DataError, match="'a': text_feat: no vectors"):
-        list(text_features(path, allow_pickle=True))
+def test_the_command_packs_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imgs = pixels_of(3)
+    imgs[1] = 0
+    folder, store = write_four(tmp_path / "four", imgs, {"c": 2, "gap": 1, "a": 0}), str(tmp_path / "store")
+    write_texts(folder / "texts.npy", ENTRIES)
+    options = ["--option", "texts=texts.npy", "--option", "codec=png"]
+    assert run(["data", "pack", str(folder), store, *options]) == 2
+    assert "texts.npy: is a pickle" in capsys.readouterr().err
+    assert run(["data", "pack", str(folder), store, *options, "--allow-pickle"]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert stdout == f"{store}: 2 objects, 24 views\n"
+    assert "format: duoduo (mv_images.h5 with model_to_idx.json)" in stderr
+    assert "skipped: 12 (never written: all pixels of the object are zero)" in stderr
+    with ViewStore(store) as opened:
+        assert opened.object_ids == ["a", "c"]
+        assert (opened.captions(0), opened.captions(1)) == (TEXTS_OF_A, [])
+        for i, row in enumerate((0, 2)):
+            for k, v in enumerate(opened.views_of(i)):
+                np.testing.assert_array_equal(opened.image(v), imgs[row, k].transpose(1, 2, 0))

@@ -416,10 +416,16 @@ def test_a_full_disk_says_how_much_was_needed(store: Path, tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_an_empty_folder_is_filled_and_another_is_kept(store: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled_and_another_is_kept(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "empty").mkdir()
     unpack(store, tmp_path / "empty")
     assert (tmp_path / "empty/README.md").exists()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    unpack(store, ".")
+    assert tree(tmp_path / "here") == tree(tmp_path / "empty")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("x")
     with pytest.raises(DataError, match="exists already"):

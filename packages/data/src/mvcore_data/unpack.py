@@ -121,7 +121,8 @@ def _staged(out: Path, needed: int) -> Iterator[Path]:
     """A folder that becomes `out` on a clean exit and goes away otherwise; what a killed process left is removed."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out}: exists already; give another name")
-    partial = out.with_name(f"{out.name}.partial")
+    whole = Path(os.path.abspath(out))  # noqa: PTH100 - `.` has no name, and a link stays one
+    partial = whole.with_name(f"{whole.name}.partial")
     folder = partial / _EXPORT
     lock: StoreLock | None = None
     try:
@@ -132,8 +133,8 @@ def _staged(out: Path, needed: int) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         os.sync()  # one call for what may be a million files
-        folder.replace(out)
-        sync_folder(out.parent)
+        folder.replace(whole)
+        sync_folder(whole.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
