@@ -16,6 +16,7 @@ _PYTORCH3D = np.diag([-1.0, -1.0, 1.0, 1.0])
 # (x, y, z) with z up and the front towards -y, as in Blender, becomes (x, z, -y) with y up and the front towards z.
 _FROM_Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 _RIGID_TOLERANCE = 1e-3
+_MAX_VALUE = 1e30  # stores hold single precision
 
 UpAxis: TypeAlias = Literal["y", "z"]
 """Which axis points up in a source's world; in a store it is y, and objects face z."""
@@ -47,12 +48,19 @@ def resized(intrinsics: Matrix, made_for: Size, image: Size) -> Matrix | None:
 
 def usable(intrinsics: Matrix, world_to_camera: Matrix) -> bool:
     """Whether a camera is finite, looks with positive focal lengths, and is a rotation and a translation."""
-    if not (np.isfinite(intrinsics).all() and np.isfinite(world_to_camera).all()):
+    # In plain numbers: for matrices this small each call of numpy costs more than all of this.
+    (fx, skew, cx), (_, fy, cy), _ = intrinsics.tolist()
+    (*a, x), (*b, y), (*c, z), last = world_to_camera.tolist()
+    if not all(abs(value) < _MAX_VALUE for value in (fx, skew, cx, fy, cy, *a, *b, *c, x, y, z)):  # NaN is not either
         return False
-    rotation = world_to_camera[:3, :3]
-    orthonormal = np.abs(rotation @ rotation.T - np.eye(3)).max() < _RIGID_TOLERANCE
-    focal = intrinsics[0, 0] > 0 and intrinsics[1, 1] > 0
-    return bool(focal and orthonormal and np.linalg.det(rotation) > 0)
+    lengths = (sum(p * p for p in row) for row in (a, b, c))
+    angles = (sum(p * q for p, q in zip(*pair, strict=True)) for pair in ((a, b), (a, c), (b, c)))
+    orthonormal = all(abs(length - 1) < _RIGID_TOLERANCE for length in lengths) and all(
+        abs(angle) < _RIGID_TOLERANCE for angle in angles
+    )
+    across = (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
+    affine = all(abs(value - k) <= 1e-8 for value, k in zip(last, (0, 0, 0, 1), strict=True))
+    return fx > 0 and fy > 0 and affine and orthonormal and sum(p * q for p, q in zip(across, c, strict=True)) > 0
 
 
 def rigid(rotation: ArrayLike, translation: ArrayLike) -> Matrix:
