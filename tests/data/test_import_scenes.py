@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mvcore.api import ConfigError, DataError
 from mvcore_data import ViewStore
@@ -212,6 +212,7 @@ def test_every_truncation_of_a_model_is_found(tmp_path: Path) -> None:
     assert set(read_model(folder)) == {"a.jpg", "b.jpg"}
 
 
+@settings(deadline=None)  # other processes share the machine
 @given(st.data())
 def test_a_model_with_any_bytes_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -610,6 +611,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(items=st.lists(json_values, max_size=8), indent=st.sampled_from([None, 0, 3]), ascii=st.booleans())
 def test_lists_are_read_as_python_reads_them(
     tmp_path_factory: pytest.TempPathFactory, items: list[Any], indent: int | None, ascii: bool
