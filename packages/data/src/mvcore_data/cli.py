@@ -16,6 +16,7 @@ from mvcore.api import ConfigError
 from typer.core import TyperCommand, TyperGroup
 
 _LAZY = {
+    "caption": ("mvcore_data.caption_cli:caption", "Caption a store's views with a vision-language model."),
     "check": ("mvcore_data.check_cli:check", "Read everything in a store, say what is wrong, and repair it."),
     "embed": ("mvcore_data.embed_cli:embed", "Store vectors of a store's views and captions beside it."),
     "overlap": ("mvcore_data.overlap_cli:overlap", "Find what two stores, or two splits of one, share."),

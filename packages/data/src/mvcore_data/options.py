@@ -125,6 +125,7 @@ class ViewsOptions(ImageOptions):
         masks: load masks; every view must have one.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
         captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
+        captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
         embeddings: stored vectors to give with the views drawn and with their captions: tags of `mvcore data embed`, or
             a mapping from names in this run to tags.
         images: false reads no pixels, where stored vectors take their place.
@@ -141,6 +142,7 @@ class ViewsOptions(ImageOptions):
     masks: bool = False
     captions: Literal["all", "random", "none"] = "all"
     captions_from: str | None = None
+    captions_from: str | None = None
     embeddings: tuple[str, ...] | dict[str, str] = ()
     images: bool = True
 
@@ -153,6 +155,8 @@ class ViewsOptions(ImageOptions):
     def _something_to_give(self) -> ViewsOptions:
         if bad := next((name for name in self.tags if not name or "/" in name), None):
             raise ValueError(f"embeddings: {bad!r} cannot be a name; leave out '/'")
+        if self.captions_from is not None and self.tags:
+            raise ValueError("embeddings are of the store's own captions; leave out captions_from or embeddings")
         if not self.images:
             for name in ("augment", "masks", "depth"):
                 if getattr(self, name):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mvcore_data import licences
 from mvcore_data.cache import ImageCache
+from mvcore_data.caption_files import ViewCaptions, captions_path
 from mvcore_data.covisibility import ViewGeometry, covisibility
 from mvcore_data.embeddings import CaptionLookup, EmbeddingCache, tags_of, transform_key
 from mvcore_data.info import count_names
@@ -50,6 +51,7 @@ class Views:
         self._pipeline = Pipeline(self.image_size, self.options)
         self._check_maps()
         self._stored = {name: EmbeddingCache(self.store, tag) for name, tag in self.options.tags.items()}
+        self._written = self._captions_from(self.options.captions_from)
         self.provides = self._provided()
         self._cache: ImageCache | None = None
         if self.options.cache == "memory":
@@ -176,9 +178,8 @@ class Views:
         row = 0
         for k, (number, count) in enumerate(zip(objects, counts, strict=True)):
             rng = None if generators is None else generators[k][0]
-            found = [(-1, self.store.captions(number), self.store.caption_rows(number))]
-            for r, view in enumerate(views[row : row + count], row):
-                found.append((r, self.store.view_captions(view), self.store.view_caption_rows(view)))
+            found = [(-1, *self._object_captions(number))]
+            found += [(r, *self._view_captions(view)) for r, view in enumerate(views[row : row + count], row)]
             for target, captions, stored in found:
                 for which in self._chosen(len(captions), rng):
                     texts.append(captions[which])
@@ -192,6 +193,17 @@ class Views:
             "caption_view": torch.tensor(rows, dtype=torch.int64),
         }
         return fields, np.array(places, np.int64)
+
+    def _object_captions(self, number: int) -> tuple[list[str], range]:
+        """An object's own captions and their places among the store's."""
+        if self._written is not None:
+            return [], range(0)
+        return self.store.captions(number), self.store.caption_rows(number)
+
+    def _view_captions(self, view: int) -> tuple[list[str], range]:
+        if self._written is not None:
+            return self._written.of_view(view), range(1)  # their places are not asked for: options exclude vectors
+        return self.store.view_captions(view), self.store.view_caption_rows(view)
 
     def _chosen(self, count: int, rng: np.random.Generator | None) -> Iterable[int]:
         """Which of an object's or a view's captions are given."""
@@ -314,12 +326,19 @@ class Views:
         provides |= {"embeddings"} if self._stored else set()
         if self.store.holds("cameras") and any(self.store.camera(view) is not None for view in self._all_views()):
             provides.add("cameras")
-        if self.options.captions != "none" and self.store.holds("captions") and self._has_captions():
+        if self.options.captions != "none" and self._has_captions():
             provides.add("captions")
         return frozenset(provides | {name for name in ("depth", "masks") if getattr(self.options, name)})
 
     def _has_captions(self) -> bool:
+        if self._written is not None:
+            return any(map(self._written.of_view, self._all_views()))
+        if not self.store.holds("captions"):
+            return False
         return any(map(self.store.captions, self._objects)) or any(map(self.store.view_captions, self._all_views()))
+
+    def _captions_from(self, name: str | None) -> ViewCaptions | None:
+        return None if name is None else ViewCaptions(self.store, captions_path(self.path, name))
 
     def _all_views(self) -> Iterator[int]:
         return chain.from_iterable(self._views)
