@@ -154,6 +154,7 @@ EDITS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "shifted offset": (lambda f: put("views/offset", 1, f["views/offset"][1] + 1)(f), "are damaged"),  # pyright: ignore
     "depth offset": (put("depth/offset", 1, HUGE), "/depth/offset"),
     "depth scale": (put("depth/scale", 0, np.nan), "/depth/scale"),
+    "infinite depth": (put("depth/scale", 0, 1e36), "/depth/scale"),
     "unknown codec": (put("views/codec", 0, 9), "codec"),
     "wrong codec": (put("views/codec", 0, 0), "view 0 of object 'a'"),
     "wrong size": (put("views/size", 0, (8, 9)), "8x8"),

@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from mvcore.api import DataError
@@ -43,7 +44,10 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX_NAME
     try:
-        if path.stat().st_size > _MAX_INDEX_BYTES:
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            raise DataError(f"{path}: not a regular file; this is not the index of a store")
+        if stat.st_size > _MAX_INDEX_BYTES:
             raise DataError(f"{path}: larger than {_MAX_INDEX_BYTES} bytes; this is not the index of a store")
         value = json.loads(path.read_bytes())
     except FileNotFoundError:

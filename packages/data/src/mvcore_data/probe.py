@@ -17,7 +17,8 @@ from mvcore.api import DataError
 from mvcore_data import sandbox
 from mvcore_data.seal import Seal
 
-PROBE_SECONDS = 60
+PROBE_SECONDS = 20
+_BYTES_A_SECOND = 100_000_000
 MEMORY_BYTES = 8 << 30
 _MAX_BYTES = 1 << 20
 _TRY = "mvcore_data.probe:try_shard"
@@ -36,10 +37,10 @@ def ensure_openable(path: Path, fd: int, seal: Seal | None) -> None:
     """
     if sandbox.inside or (seal is not None and _is_known(_key(fd, seal))):
         return
+    seconds = PROBE_SECONDS + os.fstat(fd).st_size / _BYTES_A_SECOND
+    record = None if seal is None else seal.as_json()
     try:
-        sandbox.call(
-            _TRY, str(path), None if seal is None else seal.as_json(), seconds=PROBE_SECONDS, memory=MEMORY_BYTES
-        )
+        sandbox.call(_TRY, str(path), record, seconds=seconds, memory=MEMORY_BYTES)
     except sandbox.SandboxError as error:
         raise DataError(f"{path}: reading it {error}, so it is damaged or hostile; do not use it") from None
     if seal is not None:
