@@ -93,8 +93,9 @@ def _objects(
                 skipped.add("a folder without images/", folder)
                 continue
             yield _object(folder, root, options, category, captions, skipped)
-    for key in captions.texts.keys() - captions.used:
-        skipped.add("a caption of nothing that is here", key)
+    for key in captions.texts:
+        if key not in captions.used:
+            skipped.add("a caption of nothing that is here", key)
 
 
 def _object(
