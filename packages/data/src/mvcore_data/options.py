@@ -125,7 +125,6 @@ class ViewsOptions(ImageOptions):
         masks: load masks; every view must have one.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
         captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
-        captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
         embeddings: stored vectors to give with the views drawn and with their captions: tags of `mvcore data embed`, or
             a mapping from names in this run to tags.
         images: false reads no pixels, where stored vectors take their place.
@@ -141,7 +140,6 @@ class ViewsOptions(ImageOptions):
     depth: bool = False
     masks: bool = False
     captions: Literal["all", "random", "none"] = "all"
-    captions_from: str | None = None
     captions_from: str | None = None
     embeddings: tuple[str, ...] | dict[str, str] = ()
     images: bool = True
