@@ -222,7 +222,8 @@ class StoredEmbeddings(Protocol):
     """What a dataset may offer beside `IndexedDataset`: vectors computed before, by the tag that they stand under.
 
     The methods with `model` raise a DataError, which says what differs, unless the vectors were made with the model of
-    that `mvcore.model_key` and with the transforms that the dataset evaluates with.
+    that `mvcore.api.model_key` (and, where images take part, with the transforms that the dataset evaluates with). An
+    empty `model` takes vectors of any.
     """
 
     def stored_embeddings(self, tag: str) -> Mapping[str, int]:

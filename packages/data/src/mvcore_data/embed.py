@@ -50,7 +50,10 @@ class EmbedReport:
 class Vectors(Protocol):
     """Where the vectors of a store come from, shard by shard."""
 
-    key: Mapping[str, Any]
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """What the vectors are made with, and the `features` with their widths."""
+        ...
 
     def rows(self, kind: str, n: int) -> Iterator[NDArray[Any]]:
         """The (k, D) vectors of shard n, in order: of its views, or of its captions in order of their targets."""

@@ -45,6 +45,9 @@ def evaluate(
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
     sources = _sources(data, models, split, {"image_size": next(iter(sizes)), **_stored_only(loaded)})
+    for model in loaded:
+        if model.backbone.library == "embeddings":
+            model.backbone.connect(sources)
     rows: dict[str, Any] = {}
     for number, (name, model) in enumerate(zip(models, loaded, strict=True)):
         label = Path(name).name or name

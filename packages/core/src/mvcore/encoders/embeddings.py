@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvcore.encoders.text_cache import on_device
+from mvcore.encoders.text_cache import on_device, with_stored
 from mvcore.errors import ConfigError, DataError
 from mvcore.model_key import backbone_key
-from mvcore.parts import Backbone, StoredEmbeddings
+from mvcore.parts import Backbone, StoredEmbeddings, StoredTexts
 from mvcore.types import ViewBatch
 
 
@@ -45,6 +45,7 @@ class StoredFeatures(Backbone):
         self.tag = tag
         self.dims = {"view": width, "text": text_width or width}
         self.provides = frozenset({"view", "text"})
+        self._stored_texts: list[StoredTexts] = []
         self.text_encoder = None if text_encoder is None else self._built(text_encoder)
         self._library = nn.Module() if self.text_encoder is None else self.text_encoder.model
         # Without weights a module does not know its device.
@@ -71,23 +72,28 @@ class StoredFeatures(Backbone):
             raise ConfigError(f"core.embeddings: stored vectors cannot train; train must be none, not {mode!r}")
 
     def connect(self, sources: Mapping[str, Any]) -> None:
-        """Refuses sources whose vectors have other widths, or are of another model than the text encoder.
+        """Finds stored texts, and refuses vectors of other widths or of another model than the text encoder.
 
         Raises:
             ConfigError: another width; the text says which to set.
             DataError: another model; the text says what differs.
         """
-        key = None if self.text_encoder is None else backbone_key(self.text_encoder)
+        key = {} if self.text_encoder is None else backbone_key(self.text_encoder)
+        self._stored_texts = []
         for name, source in sources.items():
-            widths = source.stored_embeddings(self.tag) if isinstance(source, StoredEmbeddings) else {}
+            if not isinstance(source, StoredEmbeddings):
+                continue
+            widths = source.stored_embeddings(self.tag)
             for kind, feature, option in (("image", "view", "width"), ("text", "text", "text_width")):
                 if kind in widths and widths[kind] != self.dims[feature]:
                     raise ConfigError(
                         f"encoder.{option} is {self.dims[feature]}, but '{self.tag}/{kind}' of source {name!r} is "
                         f"{widths[kind]} wide; set encoder.{option}={widths[kind]}"
                     )
-            if widths and key is not None and isinstance(source, StoredEmbeddings):
+            if widths:
                 source.check_stored(self.tag, key)
+            if "text" in widths:
+                self._stored_texts.append(source.stored_texts(self.tag, key))
 
     def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
         """The features `keys` of a batch.
@@ -107,28 +113,31 @@ class StoredFeatures(Backbone):
         return features
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """(T, D) vectors of T texts, by the text encoder.
+        """(T, D) vectors of T texts: the stored ones of the sources' captions, the others by the text encoder.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no text encoder.
         """
-        if not captions:
-            return torch.zeros(0, self.dims["text"], device=self.device)
+        unique = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
+        vectors = with_stored(
+            list(unique), self._stored_texts, self._encode_others, width=self.dims["text"], device=self.device
+        )
+        return vectors.index_select(0, on_device([unique[caption] for caption in captions], self.device))
+
+    def _encode_others(self, captions: list[str]) -> Tensor:
         if self.text_encoder is None:
             raise DataError(
                 f"core.embeddings: no vector is stored for the text {captions[0]!r}; store texts with 'mvcore data "
                 f"embed --on image,text --tag {self.tag}', or name a text_encoder"
             )
-        unique = {caption: row for row, caption in enumerate(dict.fromkeys(captions))}
-        rows = on_device([unique[caption] for caption in captions], self.device)
         with torch.no_grad():
             batch = ViewBatch.make(
                 [1],
-                captions=tuple(unique),
-                caption_object=torch.zeros(len(unique), dtype=torch.int64),
-                caption_view=torch.full((len(unique),), -1),
+                captions=tuple(captions),
+                caption_object=torch.zeros(len(captions), dtype=torch.int64),
+                caption_view=torch.full((len(captions),), -1),
             )
-            return self.text_encoder.encode(batch, frozenset({"text"}))["text"].float().index_select(0, rows)
+            return self.text_encoder.encode(batch, frozenset({"text"}))["text"]
 
     def _stored(self, batch: ViewBatch, kind: str) -> Tensor:
         name, feature = f"{self.tag}/{kind}", "view" if kind == "image" else "text"
