@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,8 +18,6 @@ from mvcore_data.importers.cameras import Matrix, Size, resized, usable
 from mvcore_data.importers.lens import PINHOLE, Lens
 from mvcore_data.importers.scene_files import Header, deep_values, mask_values, npy_size, peek, raw_pixels, read_npy
 from mvcore_data.source_images import UnusableError
-
-Grey: TypeAlias = Callable[[], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
