@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_a_folder_is_listed(tmp_path: Path) -> None:
         ("top", None),
     ]
     assert manifest.skipped == {".mtl": 1}
+
+
+def test_what_is_no_file_is_counted_too(tmp_path: Path) -> None:
+    (tmp_path / "mug").mkdir()
+    (tmp_path / "mug/a.glb").touch()
+    (tmp_path / "mug/gone.glb").symlink_to(tmp_path / "nowhere.glb")
+    (tmp_path / "linked").symlink_to(tmp_path / "mug")
+    os.mkfifo(tmp_path / "pipe.glb")
+    manifest = read_manifest(tmp_path)
+    assert [entry.id for entry in manifest.meshes] == ["mug/a"]
+    assert manifest.skipped == {"broken link": 1, "linked folder": 1, "special file": 1}
 
 
 def test_a_folder_with_a_manifest_is_read_by_it(tmp_path: Path) -> None:

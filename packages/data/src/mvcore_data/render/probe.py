@@ -28,6 +28,7 @@ first_render(*sys.argv[1:])
 """
 
 
+@functools.cache
 def probe_renderer(renderer: str = "pyvista", device: str = "cpu") -> str:
     """Try the first render in a child process; once it worked the answer is kept.
 
@@ -53,7 +54,6 @@ def configure_process(window: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@functools.cache
 def _probe_pyvista() -> str:
     child = _try(_FIRST_PYVISTA)
     if child.returncode == 0:
@@ -66,7 +66,6 @@ def _probe_pyvista() -> str:
     )
 
 
-@functools.cache
 def _probe_blender(device: str) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         child = _try(_FIRST_BLENDER, device, scratch)
