@@ -26,7 +26,6 @@ FORMATS: tuple[str, ...] = (
     "folders",
 )
 """The modules, in the order in which they are asked whether a path is theirs; a format's name has dashes for `_`."""
-FORMATS = tuple(name for name in FORMATS if (Path(__file__).parent / f"{name}.py").exists())
 
 
 def load_format(module: str) -> Format:
