@@ -7,13 +7,17 @@ the object's vector is the mean of its views' vectors. Nothing tells views apart
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
-from mvcore.api import Adapter, Backbone, Stages, ViewBatch, ViewSegments, stages_of
+from mvcore.api import Adapter, Backbone, ConfigError, Stages, ViewBatch, ViewSegments, stages_of
 from torch import Tensor, nn
+
+PREFIX = "duoduo.prefix"
+"""The tokens before the first block that crosses views: a feature, and the published state that stands in for it."""
 
 
 def cross_views(stages: Stages, tokens: Tensor, views: ViewSegments, cross_view_from: int) -> Tensor:
@@ -97,14 +101,19 @@ def cross_view(model: nn.Module, *, cross_view_from: int, train_from: int | None
 class CrossViewAdapter(Adapter):
     """`duoduo.cross_view`: the feature `object`, (B, D), beside `view`; both share the blocks below `cross_view_from`.
 
+    The tokens before that block are the feature `duoduo.prefix`, (N, L, C). Where a batch brings them as published
+    state of that name, `object` is made from them, and images are not read.
+
     Args:
-        cross_view_from, train_from: see `CrossViewOptions`.
+        cross_view_from, train_from, prefix_cache: see `CrossViewOptions`.
     """
 
-    def __init__(self, cross_view_from: int = 6, train_from: int | None = None) -> None:
+    def __init__(self, cross_view_from: int = 6, train_from: int | None = None, prefix_cache: bool = False) -> None:
         super().__init__()
         self.cross_view_from = cross_view_from
         self.train_from = cross_view_from if train_from is None else train_from
+        self.prefix_cache = prefix_cache
+        self._prefix_trains: Callable[[], bool] | None = None
 
     def attach(self, backbone: Backbone) -> None:
         """Branches `object` off the backbone's blocks and lets the attention weights train.
@@ -113,14 +122,29 @@ class CrossViewAdapter(Adapter):
             ConfigError: no such block, or a backbone whose blocks cannot be branched.
             PluginError: a tower, or attention in it, of a class that is not known.
         """
-        backbone.add_branch("object", self.cross_view_from, self._run, known=_known_tokens)
-        stages = stages_of(getattr(backbone.model, "visual", backbone.model), type(backbone).__name__)
+        backbone.add_branch("object", self.cross_view_from, self._run, known=self._known_tokens)
+        backbone.add_branch(PREFIX, self.cross_view_from, lambda stages, tokens, batch: tokens)
+        visual: nn.Module = getattr(backbone.model, "visual", backbone.model)
+        stages = stages_of(visual, type(backbone).__name__)
         stages.check_crossing(self.train_from, type(backbone).__name__)
         for parameter in attention_weights(stages, self.train_from):
             parameter.requires_grad_(True)
+        if self.prefix_cache:
+            self._prefix_trains = partial(_has_graph, stages, backbone, self.cross_view_from)
 
     def set_strength(self, strength: float) -> None:
         """Nothing to do: what it trains are the model's own weights, which are scaled where they are loaded."""
+
+    def _known_tokens(self, batch: ViewBatch) -> Tensor | None:
+        tokens = batch.state.get(PREFIX)
+        if tokens is not None and self._prefix_trains is not None and torch.is_grad_enabled():
+            if self._prefix_trains():
+                raise ConfigError(
+                    f"duoduo.cross_view: prefix_cache: something below block {self.cross_view_from} trains, so its "
+                    "tokens change; leave prefix_cache out, or train from that block on"
+                )
+            self._prefix_trains = None
+        return tokens
 
     def _run(self, stages: Stages, tokens: Tensor, batch: ViewBatch) -> Tensor:
         return cross_views(stages, tokens, ViewSegments(batch.counts, tokens.device), self.cross_view_from)
@@ -136,9 +160,12 @@ def attention_weights(stages: Stages, first: int) -> list[nn.Parameter]:
     return found
 
 
-def _known_tokens(batch: ViewBatch) -> Tensor | None:
-    """The tokens that `duoduo.prefix_cache` publishes."""
-    return batch.state.get("duoduo.prefix")
+def _has_graph(stages: Stages, backbone: Backbone, first_block: int) -> bool:
+    """Whether the tokens before a block depend on anything that trains."""
+    size = backbone.image_size or 32
+    parameter = next(backbone.model.parameters())
+    pixels = torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+    return stages.run(stages.embed(pixels), 0, first_block).requires_grad
 
 
 def _checked_counts(view_counts: Tensor | Iterable[int], images: Tensor) -> list[int]:

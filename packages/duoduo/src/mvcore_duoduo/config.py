@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mvcore.api import Options
 from pydantic import Field
 
@@ -13,6 +15,19 @@ class CrossViewOptions(Options):
     train_from: int | None = Field(
         None, ge=0, description="the attention weights of the blocks from this one on train; null = cross_view_from"
     )
+    prefix_cache: bool = Field(
+        False, description="read the tokens before that block from the trainer duoduo.prefix_cache, not images"
+    )
+
+    def needs(self) -> frozenset[str]:
+        """Images, or the tokens that stand for them."""
+        return frozenset({"state:duoduo.prefix"} if self.prefix_cache else {"images"})
+
+
+class PrefixCacheOptions(Options):
+    """`duoduo.prefix_cache`: each view's tokens before the first block that crosses views."""
+
+    dtype: Literal["float32", "float16"] = Field("float32", description="how tokens are kept")
 
 
 class TargetOptions(Options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, LossSpec, RecipeSpec, hookimpl
+from mvcore.api import EncoderSpec, LossSpec, RecipeSpec, TrainerSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -18,8 +18,8 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             kind="adapter",
             factory="mvcore_duoduo.attention:CrossViewAdapter",
             config="mvcore_duoduo.config:CrossViewOptions",
-            needs={"images"},
-            provides={"object"},
+            provides={"object", "duoduo.prefix"},
+            axes={"duoduo.prefix": "view"},
             citation=_PAPER,
         ),
         EncoderSpec(
@@ -64,6 +64,20 @@ def mvcore_register_losses() -> list[LossSpec]:
             needs={"object", "text", "captions", "duoduo.log_scale"},
             citation=_PAPER,
         ),
+    ]
+
+
+@hookimpl
+def mvcore_register_trainers() -> list[TrainerSpec]:
+    return [
+        TrainerSpec(
+            name="prefix_cache",
+            summary="Computes each view's tokens below the cross-view blocks once, where nothing there changes",
+            factory="mvcore_duoduo.prefix_cache:PrefixCache",
+            config="mvcore_duoduo.config:PrefixCacheOptions",
+            provides={"state:duoduo.prefix": "view"},
+            indexed=True,
+        )
     ]
 
 

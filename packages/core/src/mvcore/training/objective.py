@@ -86,6 +86,9 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(term.module for term in terms)
         self.publishers = dict(publishers or {})
         self.state_axes: dict[str, Axis] = {key.removeprefix(STATE): axis for key, axis in (state_axes or {}).items()}
+        self._read_by_model = frozenset(
+            key for link in pipeline.links for key in link.needs if key.startswith(STATE) and key in self.publishers
+        )
         self.observers: dict[str, list[Observer]] = {}
         self.keys = dict(keys)
         groups: dict[tuple[int, frozenset[str]], list[str]] = {}
@@ -198,16 +201,19 @@ class Objective(nn.Module):
             starts = _zeros()
             for name in names:
                 batch = batches[name]
-                found[name] = _Rows(_sliced(features, starts, batch.sizes), batch)
+                found[name] = _Rows(_sliced(features, starts, batch.sizes), replace(batch, state={}))
                 for axis, size in batch.sizes.items():
                     starts[axis] += size
         return found
 
     def _encode_one(self, name: str, batch: ViewBatch) -> _Rows:
-        return _Rows(self.pipeline(batch, self.keys[name]), batch)
+        # What the model read of published state has done its part; it would be gathered over ranks for nothing.
+        return _Rows(self.pipeline(batch, self.keys[name]), replace(batch, state={}))
 
     def _moved(self, batch: ViewBatch) -> ViewBatch:
-        return batch.to(self.device, non_blocking=True)
+        """The batch on the device, with the published state that the model itself reads."""
+        moved = batch.to(self.device, non_blocking=True)
+        return moved.with_state(self._state(self._read_by_model, moved)) if self._read_by_model else moved
 
     def evaluate(self, rows: Mapping[str, _Rows], terms: Iterable[Term]) -> Outcome:
         """Every term on the rows of its own sources, in float32 with autocast off, and their weighted sum."""
@@ -243,7 +249,7 @@ class Objective(nn.Module):
 
     def _call(self, term: Term, rows: Mapping[str, _Rows], *, gathered: bool) -> Any:
         mine = _joined([rows[name] for name in term.sources if name in rows])
-        batch = mine.batch.with_state(self._state(term, mine.batch))
+        batch = replace(mine.batch, state=self._state(term.needs, mine.batch))
         if "embeddings" not in term.needs:
             batch = replace(batch, embeddings={})  # which are not gathered for nothing
         features = Features(
@@ -256,9 +262,9 @@ class Objective(nn.Module):
         with torch.autocast(self.device.type, enabled=False), blamed_on(owner):
             return term.module(features.restricted(term.reads, owner), batch.restricted(term.needs, owner))
 
-    def _state(self, term: Term, batch: ViewBatch) -> dict[str, Tensor]:
+    def _state(self, needs: frozenset[str], batch: ViewBatch) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        for key in sorted(key for key in term.needs if key.startswith(STATE)):
+        for key in sorted(key for key in needs if key.startswith(STATE)):
             name = key.removeprefix(STATE)
             if name not in state:
                 state.update(self.publishers[key](batch))

@@ -180,7 +180,8 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
     active = [part for part in blueprint.losses if blueprint.config.losses[part.name].weight != 0]
     if not active:
         raise ConfigError("every loss has weight 0, so there is nothing to train")
-    wanted_state = frozenset(key for part in active for key in part.needs if key.startswith(STATE))
+    reading = (*active, *blueprint.adapters)
+    wanted_state = frozenset(key for part in reading for key in part.needs if key.startswith(STATE))
     preferring = any(part.outlier_share for part in blueprint.config.data.values())
     trainers = [
         part
@@ -192,7 +193,7 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
         for part in trainers
     )
     publishers = {key: term for term in planned_trainers for key in term.part.provides}
-    _check_state(active, publishers, registry)
+    _check_state(reading, publishers, registry)
     _check_preferred(blueprint, planned_trainers, registry)
 
     def term(part: Chosen) -> PlannedTerm:
@@ -266,13 +267,13 @@ def _sources_for(
     return fitting
 
 
-def _check_state(losses: Iterable[Chosen], published: Mapping[str, Any], registry: Registry) -> None:
-    for loss in losses:
-        for key in sorted(key for key in loss.needs if key.startswith(STATE) and key not in published):
+def _check_state(parts: Iterable[Chosen], published: Mapping[str, Any], registry: Registry) -> None:
+    for part in parts:
+        for key in sorted(key for key in part.needs if key.startswith(STATE) and key not in published):
             givers = [id for id, entry in registry.specs("trainer").items() if key in _spec_provides(entry)]
             advice = f"; {' or '.join(givers)} publishes it: name it under trainers" if givers else ""
             raise ConfigError(
-                loss.place.line([], f"{loss.id} needs {key}, which no trainer of this run publishes{advice}")
+                part.place.line([], f"{part.id} needs {key}, which no trainer of this run publishes{advice}")
             )
 
 
