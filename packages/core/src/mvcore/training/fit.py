@@ -82,14 +82,9 @@ def prepare(
     sources, id_counts = specified or specifications(plan, datasets)
     preferred = PreferredViews()
     trainers = [term.part.make() for term in plan.trainers]
-    losses = make_losses(plan, seed)
-    terms = [
-        Term(t.part.name, losses[t.part.name], t.part.needs, t.sources, t.weight, t.part.spec.scope)
-        for t in plan.losses
-    ]
     objective = Objective(
         pipeline,
-        terms,
+        _terms(plan),
         plan.keys,
         {name: dataset.image_size for name, dataset in datasets.items()},
         {key: made.state for t, made in zip(plan.trainers, trainers, strict=True) for key in t.part.provides},
@@ -137,6 +132,14 @@ def prepare(
         if hasattr(made, "bind"):
             made.bind(context)
     return Training(plan, module, pipeline, trainers, epoch_steps, context)
+
+
+def _terms(plan: Plan) -> list[Term]:
+    losses = make_losses(plan, plan.config.run.seed)
+    return [
+        Term(t.part.name, losses[t.part.name], t.part.needs, t.sources, t.weight, t.part.spec.scope)
+        for t in plan.losses
+    ]
 
 
 def specifications(plan: Plan, datasets: Mapping[str, Any]) -> Specified:
