@@ -101,7 +101,7 @@ def _model(encoder: str, model: str | None, pretrained: str | None, device: str)
         raise ConfigError(f"--device {device}: write cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no CUDA device; write --device cpu")
-    if _PART_ID.fullmatch(encoder) and not Path(encoder).exists():
+    if _PART_ID.fullmatch(encoder) and not encoder.endswith(".json") and not Path(encoder).exists():
         args = {"model": model, "pretrained": pretrained}
         return load_encoder(encoder, {key: value for key, value in args.items() if value is not None}, device=device)
     if model is not None or pretrained is not None:
