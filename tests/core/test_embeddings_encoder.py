@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +103,45 @@ def test_a_text_encoder_makes_what_is_not_stored(lab: Lab) -> None:
         build({"id": "core.embeddings", "args": {**args, "text_encoder": {"model": "ViT-B-32"}}})
     with pytest.raises(PluginError, match=r"core\.open_clap"):
         build({"id": "core.embeddings", "args": {**args, "text_encoder": {"id": "core.open_clap"}}})
+
+
+GATHERED = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mvcore.training.distributed import gather
+from mvcore.types import Features, ViewBatch
+
+folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+views, texts = 2 + rank, 3 - 2 * rank
+batch = ViewBatch.make(
+    [views],
+    captions=tuple(f"{rank}.{row}" for row in range(texts)),
+    caption_object=torch.zeros(texts, dtype=torch.int64),
+    caption_view=torch.full((texts,), -1),
+    view_ids=100 * rank + torch.arange(views),
+    embeddings={
+        "clip/image": (100.0 * rank + torch.arange(views))[:, None].repeat(1, 4),
+        "clip/text": (10.0 * rank + torch.arange(texts))[:, None].repeat(1, 5),
+    },
+)
+joined = gather(Features({}), batch, {})[1]
+torch.save({"ids": joined.view_ids, "captions": joined.captions, **joined.embeddings}, folder / f"rank-{rank}.pt")
+"""
+
+
+def test_stored_vectors_of_all_ranks_are_gathered_with_their_rows(tmp_path: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", GATHERED, str(tmp_path), str(rank)]) for rank in range(2)]
+    assert [process.wait(240) for process in processes] == [0, 0]
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        assert found["ids"].tolist() == [0, 1, 100, 101, 102]
+        assert found["clip/image"].tolist() == [[float(v)] * 4 for v in (0, 1, 100, 101, 102)]
+        assert found["captions"] == ("0.0", "0.1", "0.2", "1.0")
+        assert found["clip/text"].tolist() == [[float(v)] * 5 for v in (0, 1, 2, 10)]
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
