@@ -564,6 +564,27 @@ def test_duoduos_vectors_are_taken_by_object_id(store: Path, tmp_path: Path) -> 
     assert "released/text" not in batch.embeddings
 
 
+def test_a_vector_for_the_caption_of_each_view_is_taken_too(store: Path, tmp_path: Path) -> None:
+    path, _ = duoduo(tmp_path / "duoduo", ["b", "a"], views=2)
+    texts = np.random.default_rng(1).standard_normal((2, 2, 6)).astype(np.float16)
+    with h5py.File(path, "r+") as file:
+        file["text_feat"] = texts
+    captioned = tmp_path / "captioned"
+    with ViewStoreWriter(captioned) as writer:
+        for name in "ab":
+            pixels = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+            writer.add_object(name, pixels, view_captions=[f"{name} {v}" for v in range(2)])
+    embed(captioned, imported=path, tag="released", on="image,text")
+    batch = Views(path=str(captioned), embeddings=["released"], images=False).load(1, [3, 2], None)
+    assert batch.captions == ("b 1", "b 0")
+    assert np.array_equal(batch.embeddings["released/text"].numpy(), texts[0, ::-1].astype(np.float32))
+    path, _ = duoduo(tmp_path / "other", [f"object-{i}" for i in range(OBJECTS)])
+    with h5py.File(path, "r+") as file:
+        file["text_feat"] = np.ones((OBJECTS, VIEWS, 6), np.float16)
+    with pytest.raises(DataError, match=r"the one caption of each view, but object 'object-0' of .* has others"):
+        embed(store, imported=path, tag="released", on="text")
+
+
 def test_duoduos_vectors_stand_for_no_model(store: Path, tmp_path: Path, model: Model) -> None:
     embed(store, imported=duoduo(tmp_path / "duoduo", [f"object-{i}" for i in range(OBJECTS)])[0], tag="released")
     with pytest.raises(DataError, match=r"model is import\(\) there and core.open_clip"):
