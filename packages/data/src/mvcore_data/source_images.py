@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeAlias
@@ -26,16 +27,28 @@ def read_bytes(path: Path) -> bytes:
         UnusableError: missing, no plain file, too large, or it cannot be read.
     """
     try:
-        stat = path.stat()
-        if not S_ISREG(stat.st_mode):
-            raise UnusableError("not a plain file")
-        if stat.st_size > _MAX_FILE_BYTES:
-            raise UnusableError(f"larger than {_MAX_FILE_BYTES} bytes")
-        return path.read_bytes()
+        # One open file for both: nothing can take its place in between, and a pipe does not block.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            stat = os.fstat(fd)
+            if not S_ISREG(stat.st_mode):
+                raise UnusableError("not a plain file")
+            if stat.st_size > _MAX_FILE_BYTES:
+                raise UnusableError(f"larger than {_MAX_FILE_BYTES} bytes")
+            return _read(fd, stat.st_size)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         raise UnusableError("no such file") from None
     except OSError as error:
         raise UnusableError(error.strerror or "cannot be read") from None
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = os.read(fd, size)
+    while len(data) < size and (part := os.read(fd, size - len(data))):  # a file system may give less
+        data += part
+    return data
 
 
 def parse_colour(text: str) -> Colour:

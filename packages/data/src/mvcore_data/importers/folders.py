@@ -23,6 +23,7 @@ from mvcore_data.folder_metadata import (
 )
 from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, SourceView, file_reader
 from mvcore_data.importers.listing import is_image, list_folder
+from mvcore_data.importers.numbered import folder_names
 from mvcore_data.importers.scene_files import LEAVES, deep_values, mask_values
 
 _BESIDE = frozenset({*CAPTION_FILES, METADATA_FILE, CAMERAS_FILE})
@@ -44,7 +45,7 @@ def _detect(src: Path) -> str | None:
 def _open(src: Path, options: Options) -> Source:
     if not src.is_dir():
         raise DataError(f"{src}: no such folder")
-    total = sum(max(1, len(list_folder(first, src)[1])) for first in list_folder(src, src)[1])
+    total = sum(max(1, len(folder_names(src / first))) for first in folder_names(src))
     return Source(lambda skipped: _objects(src, skipped), total)
 
 

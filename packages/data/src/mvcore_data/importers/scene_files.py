@@ -25,6 +25,7 @@ from mvcore_data.source_images import SUFFIXES, UnusableError, read_bytes
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112
+_PARTS = re.compile(r"\d+|\D+")
 _MAX_JSON_BYTES = 1 << 30
 _MAX_NPY_BYTES = 1 << 28
 _HEADER_BYTES = 1 << 16
@@ -72,7 +73,7 @@ class LazyViews(Sequence[SourceView]):
 
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """A key that sorts 2 before 10."""
-    parts = re.findall(r"\d+|\D+", name.casefold())
+    parts = _PARTS.findall(name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name
 
 
