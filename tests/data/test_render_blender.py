@@ -47,7 +47,8 @@ def markers(gl: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
             renderer=renderer,
             background=name,
             rig="zero123-12",
-            views=4,
+            views=3,
+            **({"samples": 64} if renderer == "blender" else {}),
         )
         for renderer in ("pyvista", "blender")
         for name in ("white", "black")
@@ -97,10 +98,10 @@ def test_cameras_are_the_same_to_a_tenth_of_a_pixel(markers: dict[str, Path]) ->
             apart = np.linalg.norm(pixels[:, None] - pixels, axis=2) + 1e9 * np.eye(len(pixels))
             for k in np.flatnonzero((apart > (size[:, None] + size) * 1.3 + 6).all(axis=1)):
                 both = [centroid(found[renderer][v], pixels[k], size[k] * 1.15 + 2) for renderer in found]
-                np.testing.assert_allclose(both[0], both[1], atol=0.05)
+                np.testing.assert_allclose(both[0], both[1], atol=0.1)
                 np.testing.assert_allclose(both, [pixels[k]] * 2, atol=0.1)
                 compared += 1
-    assert compared >= 12
+    assert compared >= 8
 
 
 def test_masks_and_z_depth_are_the_same_at_the_same_pixels(markers: dict[str, Path]) -> None:
@@ -113,7 +114,7 @@ def test_masks_and_z_depth_are_the_same_at_the_same_pixels(markers: dict[str, Pa
             assert depth is not None
             assert same_depth is not None
             both = mask & same_mask
-            assert both.sum() > 500
+            assert both.sum() > 250
             assert (mask ^ same_mask).sum() <= 0.002 * both.sum()
             wrong = np.abs(depth - same_depth)[both]
             assert np.quantile(wrong, 0.995) < 2e-4
@@ -122,7 +123,7 @@ def test_masks_and_z_depth_are_the_same_at_the_same_pixels(markers: dict[str, Pa
 
 def test_coverage_is_the_same(markers: dict[str, Path]) -> None:
     difference = np.abs(coverage(markers, "pyvista") - coverage(markers, "blender"))
-    assert difference.max() < 0.35  # 9 samples a pixel against 16
+    assert difference.max() < 0.25  # 9 samples a pixel against 64
     assert difference.mean() < 2e-3
 
 
@@ -180,7 +181,7 @@ def test_materials(squares: Path, tmp_path: Path) -> None:
 def test_lights_fixed_to_the_camera(tmp_path: Path) -> None:
     (tmp_path / "meshes").mkdir()
     trimesh.creation.icosphere(subdivisions=3).export(tmp_path / "meshes/ball.ply")
-    options: dict[str, Any] = {"renderer": "blender", "size": 48, "views": 3, "rig": "ring", "materials": "grey"}
+    options: dict[str, Any] = {"renderer": "blender", "size": 40, "views": 3, "rig": "ring", "samples": 128}
     turned = {}
     for lights in ("world", "camera"):
         with ViewStore(draw(tmp_path / "meshes", tmp_path / lights, lights=lights, **options)) as store:
