@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from mvcore.config_base import Options
     from mvcore.encoders.across_views import ViewSegments
     from mvcore.encoders.stages import Stages, stages_of
-    from mvcore.evaluation.results import EvalResult, Figure, Table
+    from mvcore.evaluation.embedder import Embedder
+    from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
+    from mvcore.evaluation.statistics import figure_over_objects
+    from mvcore.evaluation.zero_shot import openai_templates
     from mvcore.loading import load, load_encoder
     from mvcore.lora import apply_lora, merge_lora
     from mvcore.model import Model
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from mvcore.packing import concatenate
     from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
     from mvcore.paths import resolve_path
+    from mvcore.report.figures import draw_lines
+    from mvcore.run_folder import read_config
     from mvcore.types import Cameras, Features, ViewBatch
 
 _LAZY = {
@@ -52,9 +57,13 @@ _LAZY = {
     "ViewSegments": "mvcore.encoders.across_views",
     "Stages": "mvcore.encoders.stages",
     "stages_of": "mvcore.encoders.stages",
+    "Embedder": "mvcore.evaluation.embedder",
     "EvalResult": "mvcore.evaluation.results",
     "Figure": "mvcore.evaluation.results",
     "Table": "mvcore.evaluation.results",
+    "draw_lines": "mvcore.report.figures",
+    "figure_over_objects": "mvcore.evaluation.statistics",
+    "fingerprint": "mvcore.evaluation.results",
     "load": "mvcore.loading",
     "load_encoder": "mvcore.loading",
     "Model": "mvcore.model",
@@ -70,6 +79,8 @@ _LAZY = {
     "Features": "mvcore.types",
     "ViewBatch": "mvcore.types",
     "concatenate": "mvcore.packing",
+    "openai_templates": "mvcore.evaluation.zero_shot",
+    "read_config": "mvcore.run_folder",
     "resolve_path": "mvcore.paths",
 }
 
@@ -94,6 +105,7 @@ __all__ = [
     "DataError",
     "DatasetSpec",
     "DeviceError",
+    "Embedder",
     "EncoderSpec",
     "EvalResult",
     "EvaluatorSpec",
@@ -119,11 +131,16 @@ __all__ = [
     "apply_lora",
     "build",
     "concatenate",
+    "draw_lines",
+    "figure_over_objects",
+    "fingerprint",
     "hookimpl",
     "load",
     "load_encoder",
     "merge_lora",
     "model_key",
+    "openai_templates",
+    "read_config",
     "resolve_path",
     "stages_of",
 ]

@@ -130,6 +130,56 @@ def draw_by_viewpoint(
     return _save(figure, path)
 
 
+def draw_lines(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    path: Path,
+    *,
+    quantity: str,
+    along: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+    percent: bool = False,
+    title: str = "",
+) -> Path:
+    """A quantity against numbers, one line a row, with a band of its deviation.
+
+    Args:
+        curves: by name: numbers, values and deviations (NaN where there is none), of equal length in any order.
+        path: of the PNG.
+        quantity: name of the vertical axis.
+        along: name of the horizontal axis.
+        limits: of the vertical axis, before `percent`.
+        percent: values and deviations are shown times 100.
+        title: above the picture.
+
+    Raises:
+        ValueError: no curve, or numbers, values and deviations of unequal length.
+    """
+    if not curves:
+        raise ValueError("no curve to draw")
+    scale = 100 if percent else 1
+    figure = _new_figure(6.4, 3.6)
+    axis = figure.subplots()
+    ticks: set[float] = set()
+    for i, (name, given) in enumerate(curves.items()):
+        x, y, deviation = (np.asarray(values, np.float64) for values in given)
+        if not x.shape == y.shape == deviation.shape or x.ndim != 1:
+            shapes = ", ".join(map(str, (x.shape, y.shape, deviation.shape)))
+            raise ValueError(f"curve {name!r}: numbers, values and deviations must all be (K,), not {shapes}")
+        order = np.argsort(x)
+        x, y, spread = x[order], scale * y[order], scale * np.nan_to_num(deviation[order])
+        colour = COLOURS[i % len(COLOURS)]
+        axis.plot(x, y, marker="o", markersize=3.5, color=colour, label=name)
+        axis.fill_between(x, y - spread, y + spread, color=colour, alpha=0.18, linewidth=0)
+        ticks |= {float(value) for value in x}
+    axis.set_ylim(scale * limits[0], scale * limits[1])
+    axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axis.set_xlabel(along, fontsize=9)
+    axis.set_ylabel(f"{quantity} (%)" if percent else quantity, fontsize=9)
+    _finish(axis, title)
+    axis.legend(fontsize=8, frameon=False, ncols=min(3, len(curves)), loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return _save(figure, path)
+
+
 def accuracy_by_azimuth(result: EvalResult, sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Azimuths and top-1 of what `core.zero_shot` found on `sources` together, for `draw_by_viewpoint`.
 
