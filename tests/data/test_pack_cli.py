@@ -89,10 +89,10 @@ def test_a_source_of_two_formats_is_asked_about(source: Path, capsys: pytest.Cap
 
 
 def test_the_table_of_formats(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "600")
     assert run(["data", "formats"]) == 0
     out = capsys.readouterr().out
-    for name in ("folders", "image-text", "zero123", "valid_paths", "49.13"):
+    for name in ("folders", "image-text", "zero123", "valid_paths", "49.13", "[fx, fy, cx, cy]"):
         assert name in out
 
 

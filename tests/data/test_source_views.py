@@ -62,16 +62,17 @@ def test_a_rotation_beside_geometry_leaves_the_view_out(field: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(noise(8, 6), "JPEG", exif=exif)
-    value = CAMERA if field == "camera" else lambda: np.ones((8, 6))
+    value: Any = CAMERA if field == "camera" else lambda: np.ones((8, 6))
     with pytest.raises(UnusableError, match="an EXIF rotation beside a camera, depth or mask"):
         prepared(data, **{field: value})
     assert prepared(data).reencoded == "EXIF rotation"
 
 
-@pytest.mark.parametrize(("field", "error"), [("depth", "another size"), ("mask", "another size")])
-def test_maps_of_another_size_leave_the_view_out(field: str, error: str) -> None:
-    with pytest.raises(UnusableError, match=f"its {field} is of {error}"):
-        prepared(encoded(noise(8, 6)), **{field: lambda: np.ones((6, 8))})
+@pytest.mark.parametrize("field", ["depth", "mask"])
+def test_maps_of_another_size_leave_the_view_out(field: str) -> None:
+    fields: dict[str, Any] = {field: lambda: np.ones((6, 8))}
+    with pytest.raises(UnusableError, match=f"its {field} is of another size"):
+        prepared(encoded(noise(8, 6)), **fields)
 
 
 def test_a_map_that_cannot_be_read_says_which() -> None:

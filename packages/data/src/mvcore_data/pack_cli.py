@@ -89,6 +89,7 @@ def formats() -> None:
     """List the layouts that pack reads, with their options."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mvcore_data.importers import FORMATS, load_format
 
@@ -96,7 +97,8 @@ def formats() -> None:
     for known in map(load_format, FORMATS):
         rows = [(name, _default(field), _meanings(known.options).get(name, "")) for name, field in _fields(known)]
         for k, row in enumerate(rows or [("", "", "")]):
-            table.add_row(*((known.name, known.summary) if k == 0 else ("", "")), *row, end_section=k == len(rows) - 1)
+            cells = (known.name, known.summary, *row) if k == 0 else ("", "", *row)
+            table.add_row(*map(Text, cells), end_section=k == len(rows) - 1)  # as text: brackets are no markup
     Console().print(table)
 
 
