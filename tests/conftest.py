@@ -26,6 +26,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Folders of images that tests give as data are packed here, not into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MVCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 class Installer:
     """Installs tiny distributions the way pip leaves them: modules and a `dist-info` folder on `sys.path`."""
 

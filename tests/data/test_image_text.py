@@ -15,7 +15,6 @@ from mvcore.parts import IndexedDataset
 from mvcore.training.loader import StepLoader
 from mvcore.training.sampling import SourceSpecification
 from mvcore_data.image_text import ImageText
-from mvcore_data.views import Views
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
@@ -213,5 +212,3 @@ def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_options_of_views_are_not_those_of_lists(plain: str) -> None:
     with pytest.raises(ValidationError):
         ImageText(path=plain, split="train")
-    with pytest.raises(DataError):
-        Views(path=plain)
