@@ -42,3 +42,28 @@ def images() -> Callable[..., Tensor]:
         return torch.randn(count, 3, SIZE, SIZE, dtype=torch.float64, generator=generator)
 
     return make
+
+
+def _by_reference(clip: Any, images: Tensor, start: int, frames: int) -> Tensor:
+    """The authors' formulation: LND layout, tokens of an object's frames in one sequence, mean of class tokens."""
+    visual = clip.visual
+    x = visual._embeds(images).permute(1, 0, 2)
+    tokens, rows, width = x.shape
+    for index, block in enumerate(visual.transformer.resblocks):
+        normed = block.ln_1(x)
+        group = frames if index >= start else 1
+        # L (B F) D -> (L F) B D
+        normed = normed.reshape(tokens, rows // group, group, width).permute(0, 2, 1, 3)
+        normed = normed.reshape(tokens * group, rows // group, width).transpose(0, 1)
+        out = block.attn(normed, normed, normed, need_weights=False)[0].transpose(0, 1)
+        out = out.reshape(tokens, group, rows // group, width).permute(0, 2, 1, 3).reshape(tokens, rows, width)
+        x = x + out
+        x = x + block.mlp(block.ln_2(x))
+    pooled = visual.ln_post(x.permute(1, 0, 2))[:, 0]
+    return pooled.unflatten(0, (rows // frames, frames)).mean(dim=1) @ visual.proj
+
+
+@pytest.fixture(scope="session")
+def by_reference() -> Callable[..., Tensor]:
+    """Vectors of objects of equally many frames, as the authors' code makes them: (clip, images, start, frames)."""
+    return _by_reference

@@ -90,6 +90,19 @@ class Backbone(nn.Module, ABC):
 
         raise ConfigError(f"{type(self).__name__}: no feature {key!r} can be branched off this model's vision tower")
 
+    def add_preprocessing(self, run: Callable[[Tensor], Tensor]) -> None:
+        """Adds a step between the images, normalised, and the model's first layer; steps run in the order of adding.
+
+        Args:
+            run: (N, 3, H, W) floating -> the same shape.
+
+        Raises:
+            ConfigError: this model reads no images.
+        """
+        from mvcore.errors import ConfigError
+
+        raise ConfigError(f"{type(self).__name__}: it reads no images that could be preprocessed")
+
     def weight_name(self, parameter: nn.Parameter) -> str:
         """The library's own name of one of the model's weights, whatever is parametrized over it."""
         for name, candidate in self.model.named_parameters():

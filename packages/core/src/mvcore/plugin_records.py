@@ -23,6 +23,7 @@ BUILTIN_COMMANDS: Mapping[str, str] = {
     "train": "Tunes a model with one or more methods.",
     "eval": "Measures runs, exported models and library models.",
     "export": "Writes a run's model for a plain library.",
+    "import": "Reads a checkpoint that a method's authors released.",
     "plugins": "Lists the installed plugins and shows their parts.",
     "recipes": "Lists the recipes of the plugins and shows them.",
     "doctor": "Checks versions, devices, disk space and plugins.",

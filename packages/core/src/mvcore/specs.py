@@ -225,17 +225,23 @@ class RecipeSpec(Spec):
     Args:
         path: `"package:folder/name.yaml"`.
         default: the recipe that `--plugin NAME` takes when the user brings data or an encoder.
+        importer: `"package.module:function"` for `mvcore import`: from the tensors of a checkpoint of the method's
+            authors, by name, to the same under the names of this recipe's own checkpoints (`backbone/<library key>`
+            for every weight of the model, `adapters/<name>/<key>`).
     """
 
     part: ClassVar[str] = "recipe"
 
     path: str = ""
     default: bool = False
+    importer: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[\w./-]+\.yaml", self.path) or ".." in self.path:
             raise ValueError(f"RecipeSpec {self.name!r}: path must look like 'package:recipes/name.yaml'")
+        if self.importer and not _REFERENCE.fullmatch(self.importer):
+            raise ValueError(f"RecipeSpec {self.name!r}: importer must look like 'package.module:function'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,12 @@ class CrossViewOptions(Options):
         return frozenset({"state:duoduo.prefix"} if self.prefix_cache else {"images"})
 
 
+class CentreCropOptions(Options):
+    """`duoduo.centre_crop`: the central part of each image in the place of the whole."""
+
+    size: int = Field(208, ge=1, description="side in pixels of the square that is cut out of the model's image")
+
+
 class PrefixCacheOptions(Options):
     """`duoduo.prefix_cache`: each view's tokens before the first block that crosses views."""
 

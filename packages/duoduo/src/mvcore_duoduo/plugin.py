@@ -23,6 +23,14 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             citation=_PAPER,
         ),
         EncoderSpec(
+            name="centre_crop",
+            summary="The central part of each image in the place of the whole, as the released code measures",
+            kind="adapter",
+            factory="mvcore_duoduo.released:CentreCropAdapter",
+            config="mvcore_duoduo.config:CentreCropOptions",
+            citation=_PAPER,
+        ),
+        EncoderSpec(
             name="image_target",
             summary="The mean image embedding of an object's drawn views, by a model that does not train",
             kind="adapter",
@@ -95,6 +103,7 @@ def mvcore_register_recipes() -> list[RecipeSpec]:
             name="released",
             summary="What the authors' released code does",
             path="mvcore_duoduo:recipes/released.yaml",
+            importer="mvcore_duoduo.released:released_weights",
             citation=_PAPER,
         ),
         RecipeSpec(

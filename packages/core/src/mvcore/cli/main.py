@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import sys
 import traceback
@@ -51,7 +52,8 @@ def _builtin(name: str) -> Any:
     """`app` of the command's module, or the function that has its name."""
     import importlib
 
-    module = importlib.import_module(f"mvcore.cli.{name}")
+    # A module cannot be imported under a word of the language.
+    module = importlib.import_module(f"mvcore.cli.{name}{'_' * keyword.iskeyword(name)}")
     return getattr(module, "app", None) or getattr(module, name)
 
 

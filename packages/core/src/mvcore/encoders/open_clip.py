@@ -70,6 +70,7 @@ class OpenClip(Backbone):
         )
         self._tower.check_dense()
         self._branches = Branches(self.clip.visual, model)
+        self._preprocessing: list[Callable[[Tensor], Tensor]] = []
         width = loaded.embed_dim
         dense_width = width if self._tower.dense.space == "text" else self._tower.map_width()
         self.dims = {"view": width, "text": width, "dense": dense_width}
@@ -150,6 +151,9 @@ class OpenClip(Backbone):
         self.dims = {**self.dims, key: self.dims["view"]}
         self.provides |= {key}
 
+    def add_preprocessing(self, run: Callable[[Tensor], Tensor]) -> None:
+        self._preprocessing.append(run)
+
     def attention_sites(self) -> list[AttentionSite]:
         """The query, key and value weights of the vision blocks, in order.
 
@@ -212,7 +216,10 @@ class OpenClip(Backbone):
         if batch.images is None:
             made = ", ".join(sorted(keys & ({"view", "dense"} | self._branches.keys)))
             raise DataError(f"{self.name} makes {made} from images; there are none")
-        return self.normalise(batch.images)
+        pixels = self.normalise(batch.images)
+        for run in self._preprocessing:
+            pixels = run(pixels)
+        return pixels
 
     def _encode_images(self, pixels: Tensor, keys: frozenset[str]) -> dict[str, Tensor]:
         if "dense" not in keys:
