@@ -22,15 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The tests leave the user's cache folder alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Folders of images that tests give as data are packed here, not into the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MVCORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("XDG_CACHE_HOME", "MVCORE_CACHE"):
+            patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield
 
 
