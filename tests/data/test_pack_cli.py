@@ -88,12 +88,19 @@ def test_a_source_of_two_formats_is_asked_about(source: Path, capsys: pytest.Cap
     assert "mvcap (metadata.json with obj_id), zero123 (u1/000.png with 000.npy)" in err
 
 
-def test_the_table_of_formats(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "600")
+def test_the_table_of_formats_and_that_of_ones_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert run(["data", "formats"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["format", *(load_format(module).name for module in FORMATS)]
+    assert run(["data", "formats", "zero123"]) == 0
     out = capsys.readouterr().out
-    for name in ("folders", "image-text", "zero123", "valid_paths", "49.13", "[fx, fy, cx, cy]"):
-        assert name in out
+    assert out.startswith("zero123: ")
+    assert any(line.startswith("field_of_view  49.13") for line in out.splitlines())
+    assert run(["data", "formats", "zero12"]) == 2
+    assert "did you mean 'zero123'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", FORMATS)

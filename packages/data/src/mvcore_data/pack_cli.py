@@ -85,21 +85,32 @@ def _say_format(name: str, mark: str) -> None:
         typer.echo(f"format: {name} ({mark})", err=True)
 
 
-def formats() -> None:
-    """List the layouts that pack reads, with their options."""
+def formats(
+    name: Annotated[str | None, typer.Argument(metavar="[FORMAT]", help="Show this one's options.")] = None,
+) -> None:
+    """List the layouts that pack reads, or the options of one."""
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    from mvcore_data.importers import FORMATS, load_format
+    from mvcore_data.importers import FORMATS, find_format, load_format
 
-    table = Table("format", "layout", "option", "default", "meaning")
-    for known in map(load_format, FORMATS):
-        rows = [(name, _default(field), _meanings(known.options).get(name, "")) for name, field in _fields(known)]
-        for k, row in enumerate(rows or [("", "", "")]):
-            cells = (known.name, known.summary, *row) if k == 0 else ("", "", *row)
-            table.add_row(*map(Text, cells), end_section=k == len(rows) - 1)  # as text: brackets are no markup
-    Console().print(table)
+    table = Table(box=None, pad_edge=False)
+    if name is None:
+        for column in ("format", "layout"):
+            table.add_column(column, overflow="fold")
+        for known in map(load_format, FORMATS):
+            table.add_row(known.name, known.summary)
+        Console().print(table)
+        typer.echo("options of one: mvcore data formats FORMAT", err=True)
+        return
+    known = find_format(name)
+    meanings = _meanings(known.options)
+    for column in ("--option", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for option, field in _fields(known):
+        table.add_row(option, _default(field), meanings.get(option, ""))
+    Console().print(f"{known.name}: {known.summary}", highlight=False, markup=False)
+    Console().print(table if table.row_count else "no options of its own")
 
 
 def _fields(known: Any) -> list[tuple[str, Any]]:
