@@ -48,6 +48,40 @@ def test_each_way_to_end_is_named() -> None:
     assert call("math:hypot", 3, 4) == 5
 
 
+def test_a_relative_path_means_what_it_means_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "other"):  # the server started elsewhere
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert call("os:getcwd") == str(tmp_path / name)
+
+
+def test_a_child_outlives_nobody_for_long(tmp_path: Path) -> None:
+    """A hung child whose server was killed ends by its own limit of processor time."""
+    started = tmp_path / "pid"
+    code = f"import os; open({str(started)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
+    caller = threading.Thread(
+        target=lambda: pytest.raises(sandbox.SandboxError, call, "builtins:exec", code, seconds=1)
+    )
+    caller.start()
+    while not started.exists() or not started.read_text():
+        time.sleep(0.01)
+    child = int(started.read_text())
+    os.kill(int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1]), signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(child)
+    caller.join()
+
+
+def _runs(process: int) -> bool:
+    """Whether it is there and no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_a_large_answer_comes_whole() -> None:
     assert call("string:capwords", "ab " * 200_000) == "Ab " * 199_999 + "Ab"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import math
 import os
 import resource
 import select
@@ -108,7 +109,11 @@ def call(function: str, *arguments: Any, seconds: float, memory: int) -> Any:
         DataError: the function raised one.
         SandboxError: the child was killed, took too long or failed in another way.
     """
-    request = {"function": function, "arguments": arguments, "seconds": seconds, "memory": memory}
+    try:
+        folder = os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        folder = "/"
+    request = {"function": function, "arguments": arguments, "folder": folder, "seconds": seconds, "memory": memory}
     with _lock:
         answer = _ask(request)
     if "value" in answer:
@@ -196,7 +201,11 @@ def _run(request: dict[str, Any], send: int) -> None:
     inside = True
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # Should the server be killed meanwhile, nobody else would end a child that hangs.
+        processor = math.ceil(request["seconds"]) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (processor, processor))
         resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+        os.chdir(request["folder"])
         module, _, name = request["function"].partition(":")
         answer = {"value": getattr(importlib.import_module(module), name)(*request["arguments"])}
     except DataError as error:
