@@ -59,9 +59,12 @@ def test_a_child_outlives_nobody_for_long(tmp_path: Path) -> None:
     """A hung child whose server was killed ends by its own limit of processor time."""
     started = tmp_path / "pid"
     code = f"import os; open({str(started)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
-    caller = threading.Thread(
-        target=lambda: pytest.raises(sandbox.SandboxError, call, "builtins:exec", code, seconds=1)
-    )
+
+    def hang() -> None:
+        with pytest.raises(sandbox.SandboxError):
+            call("builtins:exec", code, seconds=1)
+
+    caller = threading.Thread(target=hang)
     caller.start()
     while not started.exists() or not started.read_text():
         time.sleep(0.01)
