@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, LossSpec, RecipeSpec, TrainerSpec, hookimpl
+from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, RecipeSpec, TrainerSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -110,5 +110,51 @@ def mvcore_register_recipes() -> list[RecipeSpec]:
             name="demo",
             summary="A small run on the embedded demo set",
             path="mvcore_duoduo:recipes/demo.yaml",
+        ),
+    ]
+
+
+@hookimpl
+def mvcore_register_evaluators() -> list[EvaluatorSpec]:
+    return [
+        EvaluatorSpec(
+            name="view_count",
+            summary="Zero-shot accuracy of objects against the number of their views, over several draws of views",
+            factory="mvcore_duoduo.evaluation.view_count:ViewCount",
+            config="mvcore_duoduo.evaluation.options:ViewCountOptions",
+            needs={"view", "text"},
+            citation=_PAPER,
+        ),
+        EvaluatorSpec(
+            name="objaverse_lvis",
+            summary="duoduo.view_count on Objaverse-LVIS, from its lvis.csv",
+            factory="mvcore_duoduo.evaluation.view_count:ObjaverseLVIS",
+            config="mvcore_duoduo.evaluation.options:ViewCountOptions",
+            needs={"view", "text"},
+            citation=_PAPER,
+        ),
+        EvaluatorSpec(
+            name="scanobjectnn",
+            summary="duoduo.view_count on renders of ScanObjectNN, among its 15 classes",
+            factory="mvcore_duoduo.evaluation.view_count:ScanObjectNN",
+            config="mvcore_duoduo.evaluation.options:ScanObjectNNOptions",
+            needs={"view", "text"},
+            citation=_PAPER,
+        ),
+        EvaluatorSpec(
+            name="mvpnet",
+            summary="duoduo.view_count on MVPNet or MVImgNet, from mvpnet_val.csv, guarded against training objects",
+            factory="mvcore_duoduo.evaluation.view_count:MVPNet",
+            config="mvcore_duoduo.evaluation.options:MVPNetOptions",
+            needs={"view", "text"},
+            citation=_PAPER,
+        ),
+        EvaluatorSpec(
+            name="text_to_shape",
+            summary="Does a text find its shape among all shapes, as Text2Shape measures it",
+            factory="mvcore_duoduo.evaluation.text_to_shape:TextToShape",
+            config="mvcore_duoduo.evaluation.options:TextToShapeOptions",
+            needs={"view", "text"},
+            citation=_PAPER,
         ),
     ]

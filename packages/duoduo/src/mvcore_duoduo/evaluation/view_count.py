@@ -246,8 +246,10 @@ def width_of(model: Embedder) -> int:
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Standard deviation with ddof 1; NaN of one value."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    """Standard deviation with ddof 1; NaN of one value, and exactly 0 of equal ones."""
+    if len(values) < 2:
+        return math.nan
+    return 0.0 if len(set(values)) == 1 else float(np.std(values, ddof=1))
 
 
 def _ranked(vectors: Tensor, classes: Tensor, own: Tensor, owner: str, source: str) -> list[int]:
