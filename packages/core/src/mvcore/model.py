@@ -10,15 +10,22 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torchvision.transforms import v2
 
 from mvcore.blame import blamed_on
 from mvcore.errors import ConfigError, PluginError
+from mvcore.images import split_images, split_objects, to_rgb
 from mvcore.parts import Backbone
 from mvcore.specs import BATCH_FIELDS, STATE, Axis
 from mvcore.types import Features, ViewBatch
+
+AnyImage = NDArray[Any] | Tensor | Image.Image
+Images = AnyImage | Sequence[AnyImage]
+Objects = AnyImage | Sequence[AnyImage | Sequence[AnyImage]]
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class Model:
             return self.pipeline(batch.to(self.device, non_blocking=True), keys)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """(T, D) vectors of T texts."""
+        """(T, D) vectors of T texts; one text may stand alone."""
         if isinstance(texts, str):
             texts = [texts]
         if not all(isinstance(text, str) for text in texts):
@@ -205,52 +212,87 @@ class Model:
         )
         return self.features(batch, frozenset({"text"})).text
 
-    def encode_images(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
-        """(N, D) vectors of N images, each (H, W, 3) uint8 of any size."""
-        return self._in_chunks(self._prepare(images), "view")
+    def encode_images(self, images: Images) -> Tensor:
+        """(N, D) vectors of N images.
 
-    def encode_views(self, objects: Sequence[np.ndarray | Tensor]) -> Tensor:
-        """(B, D) vectors of B objects, each given as (F, H, W, 3) uint8 views.
+        Args:
+            images: a list of images, an (N, H, W, C) stack, or one image; each of any size and as `to_rgb` in
+                `mvcore.images` takes it: (H, W, 3) uint8 RGB, (H, W) grey, (H, W, 4) RGBA, which is laid over white, or
+                floats in 0 to 1. An image's shorter side is resized to the model's size (bicubic, antialiased), and
+                the rest cut off about the centre.
 
-        The model's `object` feature where it has one, else the mean of the unit vectors of the object's views.
+        Raises:
+            ConfigError: no image, or something that is none.
         """
-        if not len(objects):
-            raise ConfigError("no object given")
-        counts = [len(views) for views in objects]
-        prepared = torch.cat([self._prepare(views) for views in objects])
-        if "object" in self.pipeline.provides:
-            batch = ViewBatch.make(counts, images=prepared)
-            return self.features(batch, frozenset({"object"})).object
-        views = nn.functional.normalize(self._in_chunks(prepared, "view"), dim=-1)
-        owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(views.device)
-        sums = torch.zeros(len(counts), views.shape[1], device=views.device).index_add_(0, owner, views)
-        return sums / torch.tensor(counts, device=views.device)[:, None]
+        return self._in_chunks(self._prepare(split_images(images)), "view")
 
-    def dense(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
-        """(N, C, h, w) patch features of N images, each (H, W, 3) uint8 of any size."""
-        return self._in_chunks(self._prepare(images), "dense")
+    def encode_views(self, objects: Objects) -> Tensor:
+        """(B, D) vectors of B objects.
+
+        An object's vector is the `object` feature where the model has one, else the mean of its unit view vectors.
+
+        Args:
+            objects: a list with the views of each object, as many as it has: a list of images or a stack of them; or
+                one stack (F, H, W, C) or one image, which is one object. Images are as `encode_images` takes them, so
+                those of one object may differ in size.
+
+        Raises:
+            ConfigError: no object, an object without a view, or something that is no image.
+        """
+        views = split_objects(objects)
+        vectors: list[Tensor] = []
+        for group in _groups([len(images) for images in views], self.views_per_batch):
+            images = torch.cat([self._prepare(views[i]) for i in group])
+            vectors.append(self.object_vectors(ViewBatch.make([len(views[i]) for i in group], images=images)))
+        return torch.cat(vectors)
+
+    def object_vectors(self, batch: ViewBatch) -> Tensor:
+        """(B, D) vectors of a batch's objects, by the rule of `encode_views`."""
+        if "object" in self.pipeline.provides:
+            return self.features(batch, frozenset({"object"})).object
+        if batch.n_views > self.views_per_batch and batch.images is not None:
+            views = self._in_chunks(batch.images, "view")
+        else:
+            views = self.features(batch, frozenset({"view"})).view
+        views = nn.functional.normalize(views, dim=-1)
+        owner, counts = batch.object_of_view.to(views.device), batch.view_counts.to(views.device)
+        sums = torch.zeros(len(counts), views.shape[1], device=views.device).index_add_(0, owner, views)
+        return sums / counts[:, None]
+
+    def dense(self, images: Images) -> Tensor:
+        """(N, C, h, w) patch features of N images, as `encode_images` takes them."""
+        return self._in_chunks(self._prepare(split_images(images)), "dense")
 
     def _in_chunks(self, images: Tensor, key: str) -> Tensor:
         chunks = [ViewBatch.make([1] * len(c), images=c) for c in images.split(self.views_per_batch)]
         return torch.cat([self.features(chunk, frozenset({key}))[key] for chunk in chunks])
 
-    def _prepare(self, images: Sequence[np.ndarray] | np.ndarray | Tensor) -> Tensor:
+    def _prepare(self, images: Sequence[Any]) -> Tensor:
         """(N, 3, S, S) uint8: shorter side resized to the model's size (bicubic, antialiased), centre cropped."""
         size = self.backbone.image_size
         prepared: list[Tensor] = []
         for image in images:
-            if not isinstance(image, (np.ndarray, Tensor)):
-                raise ConfigError(f"an image must be an array of (H, W, 3) uint8, not a {type(image).__name__}")
-            if str(image.dtype).removeprefix("torch.") != "uint8" or image.ndim != 3 or image.shape[2] != 3:
-                raise ConfigError(f"an image must be (H, W, 3) uint8, not {tuple(image.shape)} {image.dtype}")
-            if 0 in image.shape:
-                raise ConfigError(f"an image must have pixels; this one is {tuple(image.shape)}")
-            pixels = torch.as_tensor(np.array(image, order="C") if isinstance(image, np.ndarray) else image)
-            pixels = pixels.permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(to_rgb(image), order="C")).permute(2, 0, 1)
             if size is not None and pixels.shape[1:] != (size, size):
                 pixels = v2.functional.resize(pixels, [size], v2.InterpolationMode.BICUBIC, antialias=True)
                 pixels = v2.functional.center_crop(pixels, [size, size])
             prepared.append(pixels)
         if not prepared:
             raise ConfigError("no image given")
+        sizes = {tuple(pixels.shape[1:]) for pixels in prepared}
+        if len(sizes) > 1:
+            raise ConfigError(f"{self.name} takes images as they are; make these of one size: {sorted(sizes)}")
         return torch.stack(prepared)
+
+
+def _groups(counts: Sequence[int], views_per_batch: int) -> list[list[int]]:
+    """Consecutive objects of about `views_per_batch` views together."""
+    groups: list[list[int]] = []
+    views = views_per_batch
+    for i, count in enumerate(counts):
+        if not groups or views + count > views_per_batch:
+            groups.append([])
+            views = 0
+        groups[-1].append(i)
+        views += count
+    return groups
