@@ -272,6 +272,19 @@ class DescribedDataset(Protocol):
 
 
 @runtime_checkable
+class TraceableDataset(Protocol):
+    """What an indexed dataset may offer beside, for indexes of it: where an object comes from, and what is stored."""
+
+    def licence(self, i: int) -> str | None:
+        """The object's licence, as an SPDX name."""
+        ...
+
+    def content_digest(self) -> str:
+        """A digest of all that the store holds; another one means that something there changed."""
+        ...
+
+
+@runtime_checkable
 class GivesCameras(Protocol):
     """What an indexed dataset may offer beside: the cameras of an object's views, without loading their images."""
 

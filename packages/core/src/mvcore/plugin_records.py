@@ -23,6 +23,8 @@ BUILTIN_COMMANDS: Mapping[str, str] = {
     "train": "Tunes a model with one or more methods.",
     "eval": "Measures runs, exported models and library models.",
     "export": "Writes a run's model for a plain library.",
+    "index": "Builds indexes of objects and searches them.",
+    "search": "Searches an index, as 'index search' does.",
     "import": "Reads a checkpoint that a method's authors released.",
     "plugins": "Lists the installed plugins and shows their parts.",
     "recipes": "Lists the recipes of the plugins and shows them.",

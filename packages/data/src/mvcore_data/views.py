@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -18,7 +19,7 @@ from mvcore_data import licences
 from mvcore_data.cache import ImageCache
 from mvcore_data.caption_files import ViewCaptions, captions_path
 from mvcore_data.covisibility import ViewGeometry, covisibility
-from mvcore_data.embeddings import CaptionLookup, EmbeddingCache, tags_of, transform_key
+from mvcore_data.embeddings import CaptionLookup, EmbeddingCache, seal_of, tags_of, transform_key
 from mvcore_data.info import count_names
 from mvcore_data.options import ViewFilter, ViewsOptions
 from mvcore_data.packed_cache import as_store
@@ -71,6 +72,15 @@ class Views:
     def category(self, i: int) -> str | None:
         """The object's category word."""
         return self.store.category(self._objects[i])
+
+    def licence(self, i: int) -> str | None:
+        """The object's licence."""
+        return self.store.licence(self._objects[i])
+
+    def content_digest(self) -> str:
+        """A digest over the store's shards in order; see `mvcore.parts.TraceableDataset`."""
+        seals = "\n".join(map(seal_of, self.store.shards))
+        return hashlib.sha256(seals.encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """What the source trains on, for a model card; see `mvcore.parts.DescribedDataset`."""
