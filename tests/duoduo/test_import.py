@@ -148,7 +148,7 @@ def test_the_released_preprocessing_at_a_fixed_place(
     clips: tuple[Any, Any], call: Callable[..., str], tmp_path: Path, by_authors: Authors
 ) -> None:
     _, tuned = clips
-    call(released(tuned, tmp_path / "released.ckpt"), "--set", "adapters[duoduo.centre_crop].size=26")
+    call(released(tuned, tmp_path / "released.ckpt"), "--set", "adapters[duoduo.crop]={size: 26, evaluation: centre}")
     model = mvcore.load(tmp_path / "out")
     (views,) = objects(3)
     cropped = v2.functional.center_crop(torch.from_numpy(views).permute(0, 3, 1, 2) / 255, [26, 26])

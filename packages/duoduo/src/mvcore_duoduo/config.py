@@ -24,10 +24,14 @@ class CrossViewOptions(Options):
         return frozenset({"state:duoduo.prefix"} if self.prefix_cache else {"images"})
 
 
-class CentreCropOptions(Options):
-    """`duoduo.centre_crop`: the central part of each image in the place of the whole."""
+class CropOptions(Options):
+    """`duoduo.crop`: a square of each image, enlarged, in the place of the whole."""
 
     size: int = Field(208, ge=1, description="side in pixels of the square that is cut out of the model's image")
+    training: Literal["random", "centre", "whole"] = Field(
+        "random", description="where it lies in training; random = one place for all images of a pass"
+    )
+    evaluation: Literal["centre", "whole"] = Field("whole", description="where it lies outside of training")
 
 
 class PrefixCacheOptions(Options):

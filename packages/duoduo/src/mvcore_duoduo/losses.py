@@ -85,9 +85,11 @@ class _Contrast(nn.Module):
         if self.max_scale is not None:
             limited = log_scale.clamp(max=math.log(self.max_scale))
             log_scale = log_scale + (limited - log_scale).detach()
+        # Kept embeddings are in single precision, whatever the model is in.
+        target = target.detach().to(shape.dtype)
         return {
-            "loss": contrastive(shape, target.detach(), log_scale, counted),
-            "accuracy": _accuracy(shape.detach(), target.detach(), counted),
+            "loss": contrastive(shape, target, log_scale, counted),
+            "accuracy": _accuracy(shape.detach(), target, counted),
         }
 
 

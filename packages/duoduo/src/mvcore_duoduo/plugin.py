@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, RecipeSpec, TrainerSpec, hookimpl
+from typing import Any
+
+from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, Problem, RecipeSpec, TrainerSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -23,11 +25,11 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             citation=_PAPER,
         ),
         EncoderSpec(
-            name="centre_crop",
-            summary="The central part of each image in the place of the whole, as the released code measures",
+            name="crop",
+            summary="A part of each image in the place of the whole, as the released code crops",
             kind="adapter",
-            factory="mvcore_duoduo.released:CentreCropAdapter",
-            config="mvcore_duoduo.config:CentreCropOptions",
+            factory="mvcore_duoduo.released:CropAdapter",
+            config="mvcore_duoduo.config:CropOptions",
             citation=_PAPER,
         ),
         EncoderSpec(
@@ -157,4 +159,19 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             needs={"view", "text"},
             citation=_PAPER,
         ),
+    ]
+
+
+@hookimpl
+def mvcore_check_run(config: Any) -> list[Problem]:
+    """Cached tokens are of whole images, so they cannot stand for those of random crops."""
+    crops = [name for name, part in config.adapters.items() if part.id == "duoduo.crop"]
+    cached = [name for name, part in config.trainers.items() if part.id == "duoduo.prefix_cache"]
+    return [
+        Problem(
+            f"adapters[{name}]: it crops in training, so a view's tokens differ from step to step; set its training to "
+            f"whole, or drop trainers[{cached[0]}]"
+        )
+        for name in crops
+        if cached and config.adapters[name].args.get("training", "random") != "whole"
     ]

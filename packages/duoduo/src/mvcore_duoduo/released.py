@@ -39,38 +39,43 @@ def released_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-class CentreCropAdapter(Adapter):
-    """`duoduo.centre_crop`: each image's central square, enlarged to the image's size again.
+class CropAdapter(Adapter):
+    """`duoduo.crop`: a square of each image, enlarged to the image's size again, between the images and the model.
 
-    The released code crops 208 of 224 pixels at random, when it measures as well, and enlarges them bilinearly; this is
-    the same at a fixed place, so that a vector depends on its images alone. What `duoduo.image_target` copied sees the
-    whole image, as in the released code.
+    The released code crops 208 of 224 pixels at random and enlarges them bilinearly, when it measures as well. Here a
+    vector never depends on chance: outside of training the square is the central one, or the whole image is taken. What
+    `duoduo.image_target` copied always sees the whole, as in the released code.
 
     Args:
-        size: side in pixels of the square.
+        size, training, evaluation: see `CropOptions`.
     """
 
-    def __init__(self, size: int = 208) -> None:
+    def __init__(self, size: int = 208, training: str = "random", evaluation: str = "whole") -> None:
         super().__init__()
         self.size = size
+        self.place = {True: training, False: evaluation}
 
     def attach(self, backbone: Backbone) -> None:
-        """Puts itself between the images and the model.
+        """Puts itself before the model.
 
         Raises:
             ConfigError: the model's images are smaller than the square, or it reads none.
         """
         if backbone.image_size is not None and backbone.image_size < self.size:
             raise ConfigError(
-                f"duoduo.centre_crop: size {self.size} is more than the {backbone.image_size} pixels of the model's "
-                "images"
+                f"duoduo.crop: size {self.size} is more than the {backbone.image_size} pixels of the model's images"
             )
         backbone.add_preprocessing(self.cropped)
 
     def cropped(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) floating -> the same shape."""
+        """(N, 3, H, W) floating -> the same shape; one place for all images of a call."""
+        place = self.place[self.training]
+        if place == "whole":
+            return images
         height, width = images.shape[2:]
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
+        if place == "random":
+            top, left = (int(torch.randint(side - self.size + 1, ())) for side in (height, width))
         square = images[:, :, top : top + self.size, left : left + self.size]
         with torch.autocast(images.device.type, enabled=False):
             return F.interpolate(square, (height, width), mode="bilinear", antialias=True, align_corners=False)
