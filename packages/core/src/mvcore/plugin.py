@@ -1,4 +1,4 @@
-"""What core itself brings: the open_clip backbone, two image-text losses, two measurements, a recipe and the checks."""
+"""What core itself brings: the open_clip backbone, two image-text losses, measurements, a recipe and the checks."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             summary="Recall of an object's other views, from its views and from its texts",
             factory="mvcore.evaluation.retrieval:Retrieval",
             config="mvcore.evaluation.options:RetrievalOptions",
+            needs={"view"},
+        ),
+        EvaluatorSpec(
+            name="object_retrieval",
+            summary="Recall, NDCG and MRR of objects among all objects, from their texts and from views held out",
+            factory="mvcore.evaluation.object_retrieval:ObjectRetrieval",
+            config="mvcore.evaluation.options:ObjectRetrievalOptions",
             needs={"view"},
         ),
     ]

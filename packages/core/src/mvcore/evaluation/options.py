@@ -88,6 +88,22 @@ class RetrievalOptions(_TextOptions):
     topk: Ranks = (1, 5)
 
 
+class ObjectRetrievalOptions(_TextOptions):
+    """Retrieval of objects by texts and by views of their own.
+
+    Args:
+        topk: ranks at which recall and discounted gain are taken.
+        depth: how many of the first objects are ranked; a right one further down counts 0 in the mean reciprocal rank.
+        query_views: views of an object that ask for it and are held out of its vector; an object needs one more.
+        seed: of their drawing.
+    """
+
+    topk: Ranks = (1, 5, 10)
+    depth: Annotated[int, Field(ge=1)] = 100
+    query_views: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
 def check_names(chosen: Sequence[str] | None, there: Sequence[str], owner: str) -> list[str]:
     """The chosen sources, or all of them.
 
