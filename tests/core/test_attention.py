@@ -118,8 +118,8 @@ def test_our_mask_is_that_of_xformers() -> None:
 )
 def test_wrong_input_is_named(change: dict[str, Any], text: str) -> None:
     q, k, v = tokens(6)
+    given: dict[str, Any] = {"q": q, "k": k, "v": v, "cu_seqlens": torch.tensor([0, 4, 6])}
     with pytest.raises(ValueError, match=text):
-        given: dict[str, Any] = {"q": q, "k": k, "v": v, "cu_seqlens": torch.tensor([0, 4, 6])}
         attend(**(given | change))
 
 

@@ -481,8 +481,9 @@ def test_damage_gives_one_clear_line_or_the_right_pixels(tmp_path: Path) -> None
     assert sum(counts.total() for counts in found.values()) > 200
     for kind in ("payload", "images", "tables"):  # what is damaged in part is refused in part
         assert found[kind]["views refused"] > 0
-    for kind in ("file", "tables", "layout", "records", "hdf5"):
-        assert found[kind]["refused"] > 0
+    whole = ("file", "tables", "layout", "records", "hdf5")
+    assert all(found[kind].total() > 0 for kind in whole)
+    assert sum(found[kind]["refused"] for kind in whole) > 20
 
 
 def main() -> None:

@@ -42,8 +42,11 @@ class _Server:
     """The process that forks, as its parent sees it."""
 
     def __init__(self) -> None:
+        # The modules of this process, wherever it has them from; not those of the folder that it stands in.
+        places = [place for place in sys.path if place]
+        code = f"import sys; sys.path[:] = {places!r}; from mvcore_data import sandbox; sandbox.serve()"
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from mvcore_data import sandbox; sandbox.serve()"],
+            [sys.executable, "-P", "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
