@@ -32,6 +32,7 @@ from mvcore.specs import (
 )
 
 if TYPE_CHECKING:
+    from mvcore.attention import attention_inputs
     from mvcore.build import build
     from mvcore.config_base import Options
     from mvcore.encoders.across_views import ViewSegments
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
     from mvcore.evaluation.statistics import figure_over_objects
     from mvcore.evaluation.zero_shot import openai_templates
+    from mvcore.images import read_image
     from mvcore.loading import load, load_encoder
     from mvcore.lora import apply_lora, merge_lora
     from mvcore.model import Model
@@ -47,11 +49,12 @@ if TYPE_CHECKING:
     from mvcore.packing import concatenate
     from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
     from mvcore.paths import resolve_path
-    from mvcore.report.figures import draw_lines
+    from mvcore.report.figures import draw_heat_maps, draw_lines
     from mvcore.run_folder import read_config
     from mvcore.types import Cameras, Features, ViewBatch
 
 _LAZY = {
+    "attention_inputs": "mvcore.attention",
     "build": "mvcore.build",
     "Options": "mvcore.config_base",
     "ViewSegments": "mvcore.encoders.across_views",
@@ -64,6 +67,7 @@ _LAZY = {
     "draw_lines": "mvcore.report.figures",
     "figure_over_objects": "mvcore.evaluation.statistics",
     "fingerprint": "mvcore.evaluation.results",
+    "read_image": "mvcore.images",
     "load": "mvcore.loading",
     "load_encoder": "mvcore.loading",
     "Model": "mvcore.model",
@@ -82,6 +86,7 @@ _LAZY = {
     "openai_templates": "mvcore.evaluation.zero_shot",
     "read_config": "mvcore.run_folder",
     "resolve_path": "mvcore.paths",
+    "draw_heat_maps": "mvcore.report.figures",
 }
 
 
@@ -129,8 +134,10 @@ __all__ = [
     "ViewSegments",
     "WeightsError",
     "apply_lora",
+    "attention_inputs",
     "build",
     "concatenate",
+    "draw_heat_maps",
     "draw_lines",
     "figure_over_objects",
     "fingerprint",
@@ -141,6 +148,7 @@ __all__ = [
     "model_key",
     "openai_templates",
     "read_config",
+    "read_image",
     "resolve_path",
     "stages_of",
 ]

@@ -33,6 +33,7 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 _HALVES = (torch.float16, torch.bfloat16)
 
 _asked: ContextVar[Backend | None] = ContextVar("attention_backend", default=None)
+_seen: ContextVar[list[AttentionInputs] | None] = ContextVar("attention_inputs", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +118,35 @@ class Segments:
         return None if self.by_length is None else torch.argsort(self.by_length)
 
 
+@dataclass(frozen=True, eq=False)
+class AttentionInputs:
+    """What one call of `attend` was given, for looking at its weights; see `attention_inputs`."""
+
+    q: Tensor
+    k: Tensor
+    segments: Segments
+    scale: float | None
+
+    def weights(self, token: int) -> Tensor:
+        """(heads, length) share of its attention that a token pays to each token of its own segment; they sum to 1."""
+        segment = int(self.segments.segment_of[token])
+        first, end = (int(bound) for bound in self.segments.bounds[segment : segment + 2])
+        scale = self.q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        logits = torch.einsum("hd,khd->hk", self.q[token].float(), self.k[first:end].float()) * scale
+        return logits.softmax(dim=-1)
+
+
+@contextmanager
+def attention_inputs() -> Iterator[list[AttentionInputs]]:
+    """Within it the inputs of every `attend` are added to the list that it gives, in the order of the calls."""
+    found: list[AttentionInputs] = []
+    token = _seen.set(found)
+    try:
+        yield found
+    finally:
+        _seen.reset(token)
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -149,6 +179,9 @@ def attend(
         raise ValueError(f"the segments hold {segments.total} tokens, but q has {len(q)}")
     if max_seqlen is not None and max_seqlen != segments.longest:
         raise ValueError(f"max_seqlen is {max_seqlen}, but the longest segment has {segments.longest} tokens")
+    seen = _seen.get()
+    if seen is not None:
+        seen.append(AttentionInputs(q, k, segments, scale))
     return _RUN[chosen_backend(q)](q, k, v, segments, scale)
 
 

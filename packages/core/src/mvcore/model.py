@@ -224,7 +224,7 @@ class Model:
         Raises:
             ConfigError: no image, or something that is none.
         """
-        return self._in_chunks(self._prepare(split_images(images)), "view")
+        return self._in_chunks(self.prepare(split_images(images)), "view")
 
     def encode_views(self, objects: Objects) -> Tensor:
         """(B, D) vectors of B objects.
@@ -242,7 +242,7 @@ class Model:
         views = split_objects(objects)
         vectors: list[Tensor] = []
         for group in _groups([len(images) for images in views], self.views_per_batch):
-            images = torch.cat([self._prepare(views[i]) for i in group])
+            images = torch.cat([self.prepare(views[i]) for i in group])
             vectors.append(self.object_vectors(ViewBatch.make([len(views[i]) for i in group], images=images)))
         return torch.cat(vectors)
 
@@ -261,14 +261,13 @@ class Model:
 
     def dense(self, images: Images) -> Tensor:
         """(N, C, h, w) patch features of N images, as `encode_images` takes them."""
-        return self._in_chunks(self._prepare(split_images(images)), "dense")
+        return self._in_chunks(self.prepare(split_images(images)), "dense")
 
-    def _in_chunks(self, images: Tensor, key: str) -> Tensor:
-        chunks = [ViewBatch.make([1] * len(c), images=c) for c in images.split(self.views_per_batch)]
-        return torch.cat([self.features(chunk, frozenset({key}))[key] for chunk in chunks])
+    def prepare(self, images: Sequence[Any]) -> Tensor:
+        """(N, 3, S, S) uint8 of images as `encode_images` takes them, as the model sees them.
 
-    def _prepare(self, images: Sequence[Any]) -> Tensor:
-        """(N, 3, S, S) uint8: shorter side resized to the model's size (bicubic, antialiased), centre cropped."""
+        The shorter side is resized to the model's size (bicubic, antialiased) and the central square taken.
+        """
         size = self.backbone.image_size
         prepared: list[Tensor] = []
         for image in images:
@@ -283,6 +282,10 @@ class Model:
         if len(sizes) > 1:
             raise ConfigError(f"{self.name} takes images as they are; make these of one size: {sorted(sizes)}")
         return torch.stack(prepared)
+
+    def _in_chunks(self, images: Tensor, key: str) -> Tensor:
+        chunks = [ViewBatch.make([1] * len(c), images=c) for c in images.split(self.views_per_batch)]
+        return torch.cat([self.features(chunk, frozenset({key}))[key] for chunk in chunks])
 
 
 def _groups(counts: Sequence[int], views_per_batch: int) -> list[list[int]]:

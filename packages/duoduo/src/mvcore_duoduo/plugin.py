@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, Problem, RecipeSpec, TrainerSpec, hookimpl
+from mvcore.api import CommandSpec, EncoderSpec, EvaluatorSpec, LossSpec, Problem, RecipeSpec, TrainerSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -159,6 +159,15 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             needs={"view", "text"},
             citation=_PAPER,
         ),
+    ]
+
+
+@hookimpl
+def mvcore_register_commands() -> list[CommandSpec]:
+    return [
+        CommandSpec(
+            name="duoduo", summary="Draws attention across the views of an object.", factory="mvcore_duoduo.cli:app"
+        )
     ]
 
 

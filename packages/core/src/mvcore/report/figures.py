@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mvcore.errors import DataError
 from mvcore.evaluation.files import write_atomic
@@ -177,6 +177,52 @@ def draw_lines(
     axis.set_ylabel(f"{quantity} (%)" if percent else quantity, fontsize=9)
     _finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=min(3, len(curves)), loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    return _save(figure, path)
+
+
+def draw_heat_maps(
+    images: NDArray[np.uint8],
+    heat: ArrayLike,
+    path: Path,
+    *,
+    titles: Sequence[str] = (),
+    label: str = "",
+    point: tuple[int, float, float] | None = None,
+) -> Path:
+    """Draws a row of images, and under it the same under their heat maps, all in one range of colour.
+
+    Args:
+        images: (F, H, W, 3).
+        heat: (F, h, w), not negative; each cell covers its part of the image.
+        path: the PNG to write.
+        titles: one for each image.
+        label: what the heat is.
+        point: number of an image and a place in it, in pixels, to be marked.
+    """
+    values = np.asarray(heat)
+    height, width = images.shape[1:3]
+    figure = _new_figure(2.0 * len(images) + 1.0, 4.5)
+    axes = figure.subplots(2, len(images), squeeze=False)
+    shown: Any = None
+    for column in range(len(images)):
+        for row in range(2):
+            axis = axes[row, column]
+            axis.imshow(images[column], extent=(0, width, height, 0))
+            axis.set_axis_off()
+            if point is not None and point[0] == column:
+                axis.plot(*point[1:], marker="o", markersize=7, markerfacecolor="none", markeredgecolor="white", mew=3)
+                axis.plot(*point[1:], marker="o", markersize=7, markerfacecolor="none", markeredgecolor="black", mew=1)
+        grey = images[column].mean(axis=2) / 255
+        axes[1, column].imshow(grey, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)
+        # Values count upwards from 0, so that two pictures differ by their heat and not by where their colours begin.
+        shown = axes[1, column].imshow(
+            values[column], extent=(0, width, height, 0), cmap="inferno", alpha=0.65, vmin=0, vmax=values.max() or 1
+        )
+        if column < len(titles):
+            axes[0, column].set_title(titles[column], fontsize=9)
+    bar = figure.colorbar(shown, ax=list(axes[1]), shrink=0.9)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=8)
     return _save(figure, path)
 
 
