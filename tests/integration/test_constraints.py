@@ -14,13 +14,19 @@ ROOT = Path(__file__).parents[2]
 PROJECTS = [ROOT / "pyproject.toml", *sorted(ROOT.glob("packages/*/pyproject.toml"))]
 PINS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()]
 OWN = {tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"] for path in PROJECTS}
+CONFLICTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]["conflicts"]
 
 
 def direct(path: Path) -> Iterator[Requirement]:
-    """The dependencies of a package, its extras and its groups, without our own packages."""
+    """The dependencies of a package, its extras and its groups, without our own packages.
+
+    An extra that conflicts with the rest (`[tool.uv] conflicts`) is resolved by itself and has no place in one list.
+    """
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     project = values["project"]
-    lists = [project.get("dependencies", []), *project.get("optional-dependencies", {}).values()]
+    extras = project.get("optional-dependencies", {})
+    apart = {side["extra"] for sides in CONFLICTS for side in sides if side.get("package") == project["name"]}
+    lists = [project.get("dependencies", []), *(texts for name, texts in extras.items() if name not in apart)]
     for texts in [*lists, *values.get("dependency-groups", {}).values()]:
         yield from (found for found in map(Requirement, texts) if found.name not in OWN)
 
