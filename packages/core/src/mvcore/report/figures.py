@@ -201,7 +201,7 @@ def draw_heat_maps(
     """
     values = np.asarray(heat)
     height, width = images.shape[1:3]
-    figure = _new_figure(2.0 * len(images) + 1.0, 4.5)
+    figure = _new_figure(max(5.0, 2.0 * len(images) + 0.8), 4.5)
     axes = figure.subplots(2, len(images), squeeze=False)
     shown: Any = None
     for column in range(len(images)):
@@ -212,17 +212,17 @@ def draw_heat_maps(
             if point is not None and point[0] == column:
                 axis.plot(*point[1:], marker="o", markersize=7, markerfacecolor="none", markeredgecolor="white", mew=3)
                 axis.plot(*point[1:], marker="o", markersize=7, markerfacecolor="none", markeredgecolor="black", mew=1)
-        grey = images[column].mean(axis=2) / 255
+        # Light and without colour, so that the heat alone has one.
+        grey = 0.4 + 0.6 * images[column].mean(axis=2) / 255
         axes[1, column].imshow(grey, extent=(0, width, height, 0), cmap="gray", vmin=0, vmax=1)
-        # Values count upwards from 0, so that two pictures differ by their heat and not by where their colours begin.
         shown = axes[1, column].imshow(
-            values[column], extent=(0, width, height, 0), cmap="inferno", alpha=0.65, vmin=0, vmax=values.max() or 1
+            values[column], extent=(0, width, height, 0), cmap="YlOrRd", alpha=0.6, vmin=0, vmax=values.max() or 1
         )
         if column < len(titles):
             axes[0, column].set_title(titles[column], fontsize=9)
-    bar = figure.colorbar(shown, ax=list(axes[1]), shrink=0.9)
+    bar = figure.colorbar(shown, ax=list(axes[1]), pad=0.01)
     bar.ax.tick_params(labelsize=8)
-    bar.set_label(label, fontsize=8)
+    figure.supxlabel(label, fontsize=9)
     return _save(figure, path)
 
 
