@@ -62,9 +62,12 @@ def painted(path: Path, objects: Mapping[str, Sequence[str]], **more: Mapping[st
     return Views(path=str(path), image_size=16)
 
 
-def measured(evaluator: str, dataset: IndexedDataset, output: Path, **options: Any) -> EvalResult:
+def measured(
+    evaluator: str, dataset: IndexedDataset, output: Path, model_name: str = "model", **options: Any
+) -> EvalResult:
     part = mvcore.api.build({"id": evaluator, "args": options}, "evaluator")
-    return evaluate(Model(Pipeline(Colours(), []).eval()), {evaluator: part}, {"s": dataset}, output)[evaluator]
+    model = Model(Pipeline(Colours(), []).eval(), model_name)
+    return evaluate(model, {evaluator: part}, {"s": dataset}, output)[evaluator]
 
 
 @pytest.fixture
@@ -192,6 +195,12 @@ def test_objects_of_the_runs_own_data_are_refused(
     said = r"1 of the 2 objects of source 's' are training objects, the first '7/b' in .*run \(data\.objects\)"
     with pytest.raises(DataError, match=said):
         measured("duoduo.mvpnet", dataset, tmp_path / "out", train_run=str(tmp_path / "run"), **options)
+    with pytest.raises(DataError, match=said):
+        measured("duoduo.mvpnet", dataset, tmp_path / "out", model_name=str(tmp_path / "run"), **options)
+    result = measured(
+        "duoduo.mvpnet", dataset, tmp_path / "out", model_name=str(tmp_path / "run"), train_run=None, **options
+    )
+    assert dict(result.tables[0].rows)["of the training set"] == "not known"
 
 
 def shapes(tmp_path: Path) -> Views:

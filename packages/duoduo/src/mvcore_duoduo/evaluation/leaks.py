@@ -9,41 +9,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvcore.api import ConfigError, DataError, build, read_config, resolve_path
+from mvcore.api import ConfigError, DataError, Embedder, build, read_config, resolve_path
 
 from mvcore_duoduo.evaluation.files import plain_id, read_ids
 from mvcore_duoduo.evaluation.options import SubsetOptions
 
+AUTO = "auto"
 
-def training_ids(options: SubsetOptions) -> dict[str, str]:
-    """Ids of training objects, and where each stands.
+
+def training_ids(model: Embedder, options: SubsetOptions) -> dict[str, str] | None:
+    """Ids of training objects, and where each stands; None where nobody named any.
 
     Raises:
         DataError: a list or a run's data cannot be read.
         ConfigError: a run's data has no ids.
     """
+    run = options.train_run
+    if run == AUTO:
+        run = model.name if (Path(model.name).expanduser() / "run.json").is_file() else None
+    if run is None and not options.train_ids:
+        return None
     found: dict[str, str] = {}
     for text in options.train_ids:
         found |= dict.fromkeys(read_ids(text), text)
-    if options.train_run is not None:
-        for name, ids in _objects_of_run(resolve_path(options.train_run, what="run")).items():
-            found |= dict.fromkeys(ids, f"{options.train_run} (data.{name})")
+    if run is not None:
+        for name, ids in _objects_of_run(resolve_path(run, what="run")).items():
+            found |= dict.fromkeys(ids, f"{run} (data.{name})")
     return found
 
 
-def overlap_of(names: Sequence[str], trained: dict[str, str], options: SubsetOptions, owner: str, source: str) -> int:
-    """How many of the objects to be measured are training objects.
+def overlap_of(
+    names: Sequence[str], trained: dict[str, str] | None, options: SubsetOptions, owner: str, source: str
+) -> str:
+    """How many of the objects to be measured are training objects, for a table.
 
     Raises:
         DataError: any is, and `allow_overlap` is off.
     """
+    if trained is None:
+        return "not known"
     leaked = [name for name in names if plain_id(name) in trained]
     if leaked and not options.allow_overlap:
         raise DataError(
             f"{owner}: {len(leaked)} of the {len(names)} objects of source {source!r} are training objects, the first "
             f"{leaked[0]!r} in {trained[plain_id(leaked[0])]}; measure on others, or set allow_overlap: true"
         )
-    return len(leaked)
+    return str(len(leaked))
 
 
 def _objects_of_run(folder: Path) -> dict[str, list[str]]:

@@ -66,7 +66,8 @@ class SubsetOptions(Options):
         sources: which sources are measured; None = all.
         train_ids: files with the ids of training objects: text with one id a line, CSV with a column `id` or `uid`, or
             JSON with ids as a list or as keys.
-        train_run: a run's folder, the objects of whose data count as training objects too.
+        train_run: a run's folder, the objects of whose data count as training objects too; `auto` is the run that the
+            model was loaded from, where it is one.
         allow_overlap: measure on training objects all the same.
     """
 
@@ -128,9 +129,10 @@ class ScanObjectNNOptions(ViewCountOptions):
 
 
 class MVPNetOptions(ViewCountOptions):
-    """`duoduo.mvpnet`: as `duoduo.view_count`, at the numbers of views that the authors measure MVPNet at."""
+    """`duoduo.mvpnet`: as `duoduo.view_count`, at the authors' numbers of views and not on a run's own objects."""
 
     counts: Counts = (1, 6, 12)
+    train_run: str | None = "auto"
 
 
 class TextToShapeOptions(SubsetOptions):

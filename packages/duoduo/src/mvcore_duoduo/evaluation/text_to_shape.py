@@ -49,7 +49,7 @@ class TextToShape:
         model = Embedder.of(model)
         if not model.has_text:
             raise ConfigError(f"{ID}: this model encodes no text; leave the evaluator out")
-        trained = training_ids(self.options)
+        trained = training_ids(model, self.options)
         figures: list[Figure] = []
         tables: list[Table] = []
         for name in chosen_sources(self.options.sources, sources, ID):
@@ -70,7 +70,7 @@ class TextToShape:
                 ("shapes", str(len(names))),
                 ("texts", str(len(texts))),
                 ("texts of shapes that the source lacks, left out", str(left_out)),
-                ("shapes of the training set", str(leaked) if trained else "not known"),
+                ("shapes of the training set", leaked),
             ]
             tables.append(Table(f"Text to shape, {name}", ("what", "number"), rows))
         return EvalResult(figures, tables)

@@ -76,7 +76,7 @@ class ViewCount:
         """
         model = Embedder.of(model)
         chosen = {name: sources[name] for name in chosen_sources(self.options.sources, sources, self.ID)}
-        trained = training_ids(self.options)
+        trained = training_ids(model, self.options)
         classes = classes_of(self.options, chosen, self.ID)
         labelled: dict[str, Labelled] = {}
         tables: list[Table] = []
@@ -84,7 +84,7 @@ class ViewCount:
             labelled[name] = classes.of(self.ID, name, dataset, allow_missing=self.options.allow_missing)
             names = [dataset.object_name(i) for i in labelled[name].objects]
             leaked = overlap_of(names, trained, self.options, self.ID, name)
-            tables.append(_objects_table(name, labelled[name], leaked if trained else None))
+            tables.append(_objects_table(name, labelled[name], leaked))
         vectors = class_vectors(model, self.options, classes, width_of(model), self.ID)
         figures: list[Figure] = []
         for name, dataset in chosen.items():
@@ -264,11 +264,11 @@ def _cell(figure: Figure) -> str:
     return f"{100 * figure.value:.2f}{spread}"
 
 
-def _objects_table(source: str, labelled: Labelled, leaked: int | None) -> Table:
+def _objects_table(source: str, labelled: Labelled, leaked: str) -> Table:
     rows = [
         ("measured", str(len(labelled.objects))),
         ("in the source, but not in the labels", str(labelled.unlisted)),
         ("in the labels, but not in the source", str(labelled.missing)),
-        ("of the training set", "not known" if leaked is None else str(leaked)),
+        ("of the training set", leaked),
     ]
     return Table(f"Objects, {source}", ("objects", "number"), rows)
