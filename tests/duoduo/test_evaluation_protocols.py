@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from mvcore.api import Backbone, ConfigError, DataError, EvalResult, IndexedDataset, ViewBatch
+from mvcore.cli.main import run
 from mvcore.evaluation.runner import evaluate
 from mvcore.model import Model, Pipeline
 from mvcore.plugins import load_plugins
@@ -98,6 +100,23 @@ def test_objaverse_lvis(lvis: tuple[Views, Path], tmp_path: Path) -> None:
         "in the labels, but not in the source": "0",
         "of the training set": "not known",
     }
+
+
+def test_options_come_from_a_file_on_the_command_line(
+    lvis: tuple[Views, Path], tiny_clip_json: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = tmp_path / "options.yaml"
+    options.write_text(yaml.safe_dump({"duoduo.objaverse_lvis": {"labels": str(lvis[1]), "counts": [1, 3]}}))
+    arguments = ["eval", str(tiny_clip_json), "--data", f"lvis={tmp_path / 'store'}", "--options", str(options)]
+    assert run([*arguments, "-o", str(tmp_path / "out")]) == 0
+    values = json.loads((tmp_path / "out" / "comparison.json").read_text())["rows"][0]["values"]
+    assert {figure["n"] for figure in values.values()} == {4}
+    assert "top-1 3 views lvis" in (tmp_path / "out" / "comparison.md").read_text()
+    assert run([*arguments, "--on", "core.zero_shot"]) == 2
+    assert "'duoduo.objaverse_lvis' is not among the evaluators of --on (core.zero_shot)" in capsys.readouterr().err
+    options.write_text("duoduo.objaverse_lvis: {counts: [0]}\n")
+    assert run(arguments) == 2
+    assert "options.yaml: duoduo.objaverse_lvis" in capsys.readouterr().err
 
 
 def test_labels_of_objects_that_are_not_there(lvis: tuple[Views, Path], tmp_path: Path) -> None:
@@ -189,8 +208,6 @@ def test_objects_of_the_runs_own_data_are_refused(
         "run": {"max_steps": 1, "workers": 0, "accelerator": "cpu"},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
-    from mvcore.cli.main import run
-
     assert run(["train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "run")]) == 0
     said = r"1 of the 2 objects of source 's' are training objects, the first '7/b' in .*run \(data\.objects\)"
     with pytest.raises(DataError, match=said):

@@ -19,6 +19,9 @@ def evaluate(
         typer.Option(help="A store, or NAME=STORE; may be repeated. Default: what the run measured on."),
     ] = None,
     on: Annotated[list[str] | None, typer.Option(help="An evaluator; may be repeated or hold commas.")] = None,
+    options: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with the evaluators' options, by their ids.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only this split of the stores.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and pictures.")] = Path(
         "evaluation"
@@ -38,8 +41,7 @@ def evaluate(
     from mvcore.report.tables import compare, save_comparison
 
     console = Console()
-    wanted = [part for text in (on or DEFAULT) for part in text.split(",") if part]
-    evaluators = _evaluators(wanted)
+    evaluators = _evaluators([part for text in on or () for part in text.split(",") if part], options)
     loaded = [load(name, strength, device=_device(device)) for name in models]
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
@@ -89,14 +91,24 @@ def _device(name: str) -> Any:
     return device
 
 
-def _evaluators(ids: list[str]) -> dict[str, Any]:
+def _evaluators(ids: list[str], file: Path | None) -> dict[str, Any]:
+    """Those asked for; else those that a file of options names, else the default ones."""
     from mvcore import build
+    from mvcore.config_layers import read_yaml
     from mvcore.plugins import load_plugins
 
+    given: dict[str, Any] = {} if file is None else read_yaml(file)[0]
+    wanted = ids or list(given) or list(DEFAULT)
+    for name, args in given.items():
+        if name not in wanted:
+            raise ConfigError(f"{file}: {name!r} is not among the evaluators of --on ({', '.join(wanted)})")
+        if args is not None and not isinstance(args, dict):
+            raise ConfigError(f"{file}: the options of {name} must be keys and values, not {args!r}")
     found: dict[str, Any] = {}
-    for name in ids:
+    for name in wanted:
         registered = load_plugins().spec("evaluator", name)
-        found[name] = build.make(registered, build.options(registered, {}, name))
+        where = name if file is None else f"{file}: {name}"
+        found[name] = build.make(registered, build.options(registered, given.get(name) or {}, where))
     return found
 
 
