@@ -355,6 +355,23 @@ def test_a_model_that_changed_under_its_name_is_refused_when_it_is_needed(lab: L
     assert "clip.json" in told(error)
 
 
+def test_an_index_is_searched_from_another_folder_than_it_was_built_in(
+    lab: Lab, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mvcore.checkpoint import save_weights
+
+    shutil.copy(lab.clip, tmp_path / "clip.json")
+    save_weights(tmp_path / "clip.safetensors", model.backbone.model.state_dict())
+    shutil.copytree(lab.store, tmp_path / "shapes")
+    monkeypatch.chdir(tmp_path)
+    mvcore.index.build("shapes", "clip.json:clip.safetensors").save("a.index")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    index = mvcore.index.load("../a.index")
+    assert len(index.search(texts="a cup", k=3)[0]) == 3
+    assert index.changes() == ""
+
+
 def write_store(path: Path, objects: dict[str, int], seed: int = 0) -> None:
     shutil.rmtree(path, ignore_errors=True)
     rng = np.random.default_rng(seed)

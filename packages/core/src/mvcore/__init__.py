@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mvcore import index
     from mvcore.loading import load
     from mvcore.plugins import register
     from mvcore.stages import train
@@ -27,9 +28,11 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mvcore")
+    if name == "index":
+        return importlib.import_module("mvcore.index")
     if name not in _LAZY:
         raise AttributeError(f"module 'mvcore' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
-__all__ = ["load", "register", "train"]
+__all__ = ["index", "load", "register", "train"]

@@ -42,7 +42,7 @@ def evaluate(
 
     console = Console()
     evaluators = _evaluators([part for text in on or () for part in text.split(",") if part], options)
-    loaded = [load(name, strength, device=_device(device)) for name in models]
+    loaded = [load(name, strength, device=chosen_device(device)) for name in models]
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
@@ -79,7 +79,13 @@ def _stored(console: Any, label: str, model: Any, sources: dict[str, Any], tag: 
     return found
 
 
-def _device(name: str) -> Any:
+def chosen_device(name: str) -> Any:
+    """The torch device of an option `--device`.
+
+    Raises:
+        ConfigError: no device's name.
+        DeviceError: it is not there.
+    """
     import torch
 
     try:

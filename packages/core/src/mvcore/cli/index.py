@@ -21,7 +21,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks
 
 @app.command("build")
 def build_index(
-    store: Annotated[str, typer.Argument(help="A store, or demo.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store, or demo.")],
     model: Annotated[str, typer.Option(help="A run, an export or an open_clip name.")],
     of: Annotated[str, typer.Option(help="What a row of the index is: object or view.")] = "object",
     split: Annotated[str | None, typer.Option(help="Only this split of the store.")] = None,
@@ -35,6 +35,7 @@ def build_index(
     """Encodes the objects, or the views, of a store."""
     from rich.console import Console
 
+    from mvcore.cli.eval import chosen_device
     from mvcore.index.building import build
     from mvcore.index.folder import check_target
     from mvcore.loading import load
@@ -44,7 +45,7 @@ def build_index(
     name = Path(store).resolve().name if Path(store).exists() else Path(store).name
     target = output or Path(f"{name}{'-' + split if split else ''}.index")
     check_target(target, replace=replace)
-    loaded = load(model, device=_device(device))
+    loaded = load(model, device=chosen_device(device))
     console = Console(stderr=True)
     with console.status("encoding") as status:
 
@@ -59,7 +60,7 @@ def build_index(
 
 
 def search(
-    index: Annotated[Path, typer.Argument(help="What 'mvcore index build' wrote.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="What 'mvcore index build' wrote.")],
     query: Annotated[
         list[str] | None, typer.Argument(metavar="[QUERY]...", help="The text; behind --image, more image files.")
     ] = None,
@@ -76,6 +77,7 @@ def search(
     verbose: Verbose = False,
 ) -> None:
     """Finds the objects or views nearest to a text or to images of one object."""
+    from mvcore.cli.eval import chosen_device
     from mvcore.images import parse_colour, read_image
     from mvcore.index.searching import load
 
@@ -86,7 +88,7 @@ def search(
     files = [*image, *map(Path, words)] if image else []
     colour = parse_colour(background)
     pictures = [read_image(file, colour) for file in files]
-    opened = load(index, model, device=_device(device))
+    opened = load(index, model, device=chosen_device(device))
     if changed := opened.changes():
         typer.secho(f"warning: {changed}", fg="yellow", err=True)
     text = " ".join(words)
@@ -121,12 +123,6 @@ def _print(hits: list[Hit], text: str, files: list[Path], json: bool) -> None:
         for hit in hits
     ]
     print_table(columns, rows)
-
-
-def _device(name: str) -> Any:
-    from mvcore.cli.eval import _device as device
-
-    return device(name)
 
 
 app.command("search")(search)

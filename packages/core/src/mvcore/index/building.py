@@ -17,7 +17,7 @@ from mvcore.index.searching import Index
 from mvcore.model import Model
 from mvcore.model_key import model_key
 from mvcore.parts import IndexedDataset, TraceableDataset
-from mvcore.paths import PACKAGE
+from mvcore.paths import PACKAGE, model_and_tag
 from mvcore.training.embedding import evaluation_batches
 from mvcore.types import ViewBatch
 
@@ -71,7 +71,7 @@ def build(
         of=of,
         dim=tables["vectors"].shape[1],
         rows=len(tables["vectors"]),
-        model=_absolute(model.name),
+        model=":".join(map(_absolute, filter(None, model_and_tag(model.name)))),
         model_key=plain(model_key(model)),
         data=origin,
         vectors=vectors_name(digest),

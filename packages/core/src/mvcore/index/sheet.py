@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mvcore.errors import DataError
 from mvcore.evaluation.files import write_atomic
@@ -97,8 +97,7 @@ def _picture(data: IndexedDataset, numbers: dict[str, int], hit: Hit) -> Image.I
 
 def _fitted(pixels: Pixels) -> Image.Image:
     """All of an image, as large as a cell allows, on white."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((CELL, CELL))
+    image = ImageOps.contain(Image.fromarray(pixels), (CELL, CELL))
     cell = Image.new("RGB", (CELL, CELL), "white")
     cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
     return cell
