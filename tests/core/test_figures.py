@@ -9,6 +9,7 @@ import pytest
 from mvcore.errors import DataError
 from mvcore.report.figures import (
     draw_by_viewpoint,
+    draw_lines,
     draw_similarity_maps,
     draw_training_curves,
     read_metrics,
@@ -99,3 +100,18 @@ def test_a_file_that_is_no_metrics_is_named(text: str, tmp_path: Path) -> None:
         read_metrics(metrics)
     with pytest.raises(DataError, match="cannot be read"):
         read_metrics(tmp_path / "absent.csv")
+
+
+def test_lines_have_a_row_each_and_a_band_where_there_is_a_deviation(tmp_path: Path) -> None:
+    numbers, values = [12, 1, 5], [0.6, 0.3, 0.5]
+    for name, deviations in (("plain", [np.nan] * 3), ("band", [0.1] * 3)):
+        draw_lines({"a": (numbers, values, deviations)}, tmp_path / f"{name}.png", quantity="q", along="n")
+    plain, band = pixels(tmp_path / "plain.png"), pixels(tmp_path / "band.png")
+    assert plain.shape == band.shape
+    assert (plain != band).any(axis=2).sum() > 1000
+    draw_lines({"a": (numbers[::-1], values[::-1], [np.nan] * 3)}, tmp_path / "same.png", quantity="q", along="n")
+    assert (pixels(tmp_path / "same.png") == plain).all()
+    with pytest.raises(ValueError, match=r"curve 'b': .* must all be \(K,\)"):
+        draw_lines({"b": ([1, 2], [0.1], [0.0])}, tmp_path / "x.png", quantity="q", along="n")
+    with pytest.raises(ValueError, match="no curve"):
+        draw_lines({}, tmp_path / "x.png", quantity="q", along="n")
