@@ -20,7 +20,8 @@ from mvcore.config import Part
 from mvcore.errors import ConfigError, DataError, MvcoreError
 from mvcore.index.nearest import Nearest
 from mvcore.index.searching import Index
-from mvcore.loading import make_run_pipeline
+from mvcore.index.sheet import draw_hits
+from mvcore.loading import load_encoder, make_run_pipeline
 from mvcore.model import Model
 from mvcore_data import ViewStoreWriter
 from PIL import Image
@@ -181,6 +182,36 @@ def test_texts_and_vectors_are_queries_alike(index: Index, model: Model) -> None
     for hits, row in zip(by_text, cosines, strict=True):
         assert [hit.row for hit in hits] == np.argsort(-row, kind="stable").tolist()
         np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-row), atol=1e-6)
+
+
+def test_a_model_of_stored_vectors_indexes_them_without_an_image(lab: Lab, index: Index, tmp_path: Path) -> None:
+    from mvcore_data import ViewStore
+    from mvcore_data.embed import Encoded, embed_store
+
+    path = Path(shutil.copytree(lab.store, tmp_path / "store"))
+    with ViewStore(path) as store:
+        embed_store(store, Encoded(store, mvcore.load(lab.clip)), "clip")
+    stored = load_encoder("core.embeddings", {"tag": "clip", "width": 16})
+    found = mvcore.index.build(path, stored)
+    np.testing.assert_allclose(found.vectors, index.vectors, atol=2e-3)  # they are stored in 16 bits
+    hits = found.search(texts="a cup 0", k=3)[0]
+    assert [hit.id for hit in hits] == [hit.id for hit in index.search(texts="a cup 0", k=3)[0]]
+    draw_hits(found, hits, tmp_path / "hits.png", query="a cup 0")
+    assert found.changes() == ""
+    with pytest.raises(DataError, match="no vector is stored for the text 'a ship'"):
+        found.search(texts="a ship")
+    with pytest.raises(DataError, match="which the batch lacks"):
+        found.search(images=[np.zeros((1, 32, 32, 3), np.uint8)])
+
+
+def test_a_model_without_texts_is_searched_by_images(lab: Lab, views: list[np.ndarray]) -> None:
+    silent = mvcore.load(lab.clip)
+    silent.backbone.provides = frozenset({"view"})
+    found = mvcore.index.build(lab.store, silent)
+    assert found.search(images=views[2], k=1)[0][0].id == "boat-2"
+    with pytest.raises(ConfigError) as error:
+        found.search(texts="a cup")
+    assert "encodes no text" in told(error)
 
 
 def test_hits_carry_what_is_known_of_an_object(lab: Lab, model: Model, tmp_path: Path) -> None:

@@ -58,9 +58,10 @@ def build(
         model = load(model, device=device)
     origin = DataOrigin()
     if isinstance(data, str | Path):
-        args = {"path": _absolute(str(data)), "split": split, "image_size": model.backbone.image_size}
+        args = {"path": _absolute(str(data)), "split": split, **_reading(model)}
         origin = DataOrigin(id=_VIEWS, args={key: value for key, value in args.items() if value is not None})
         data = open_data(origin)
+        connect(model, data)
     elif split is not None:
         raise ConfigError(f"split {split!r} goes with a store's path; open the dataset with it")
     if isinstance(data, TraceableDataset):
@@ -92,6 +93,24 @@ def open_data(origin: DataOrigin, **changes: Any) -> IndexedDataset:
 
     registered = load_plugins().spec("dataset", origin.id)
     return parts.make(registered, parts.options(registered, {**origin.args, **changes}, "the indexed data"))
+
+
+def connect(model: Model, data: IndexedDataset) -> None:
+    """Lets a model of stored vectors find those of the data's texts; another model needs no data.
+
+    Raises:
+        MvcoreError: the vectors do not fit the model.
+    """
+    if model.backbone.library == "embeddings":
+        model.backbone.connect({"indexed": data})
+
+
+def _reading(model: Model) -> dict[str, Any]:
+    """How the data is read for a model: as images of its size, or as vectors for a model of stored ones."""
+    backbone: Any = model.backbone
+    if backbone.library == "embeddings":
+        return {"embeddings": [backbone.tag], "images": False}
+    return {"image_size": backbone.image_size}
 
 
 def _encode(data: IndexedDataset, model: Model, of: Of, on_progress: Progress) -> tuple[Tables, list[IndexedObject]]:

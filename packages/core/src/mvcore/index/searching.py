@@ -74,9 +74,7 @@ class Index:
             MvcoreError: the model that the index was built with is gone, or is another by now.
         """
         if self._model is None:
-            from mvcore.loading import load as load_model
-
-            self._model = self._checked(load_model(self.catalogue.model, device=self._device))
+            self._model = self._loaded(self.catalogue.model)
         return self._model
 
     def save(self, folder: str | Path, *, replace: bool = False) -> Path:
@@ -123,6 +121,8 @@ class Index:
         if k < 1:
             raise ConfigError(f"k must be at least 1, not {k}")
         if texts is not None:
+            if "text" not in self.model.pipeline.provides:
+                raise ConfigError(f"{self.model.name} encodes no text; search with images or vectors")
             queries: Any = self.model.encode_text([texts] if isinstance(texts, str) else texts)
         else:
             queries = vectors if images is None else self.model.encode_views(images)
@@ -174,6 +174,15 @@ class Index:
                 f"the index was built with the model {self.catalogue.model}, but {model.name} searches it, which "
                 f"differs in {', '.join(differences)}; search with that model, or build the index with this one"
             )
+        return model
+
+    def _loaded(self, name: str | Path) -> Model:
+        from mvcore.index.building import connect
+        from mvcore.loading import load as load_model
+
+        model = self._checked(load_model(name, device=self._device))
+        if self.catalogue.data.id and model.backbone.library == "embeddings":
+            connect(model, self.open_data())
         return model
 
     def _unit(self, queries: Any) -> Vectors:
@@ -231,11 +240,11 @@ def load(
         ConfigError: the index was built with another model.
     """
     catalogue, tables = files.read(Path(folder))
-    if model is not None and not isinstance(model, Model):
-        from mvcore.loading import load as load_model
-
-        model = load_model(model, device=device)
-    return Index(catalogue, tables, model=model, backend=backend, device=device)
+    if model is None or isinstance(model, Model):
+        return Index(catalogue, tables, model=model, backend=backend, device=device)
+    index = Index(catalogue, tables, backend=backend, device=device)
+    index._model = index._loaded(model)
+    return index
 
 
 def _named(what: str, names: list[str]) -> str:

@@ -71,7 +71,7 @@ def _place(number: int, columns: int, top: int, height: int) -> tuple[int, int]:
 
 
 def _pictures(index: Index, hits: Sequence[Hit]) -> list[Image.Image]:
-    data = index.open_data(image_size=CELL, captions="none")
+    data = index.open_data(image_size=CELL, captions="none", images=True, embeddings=())
     numbers = {data.object_name(i): i for i in range(len(data))}
     return [_picture(data, numbers, hit) for hit in hits]
 
