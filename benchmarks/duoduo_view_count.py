@@ -35,10 +35,10 @@ from mvcore.loading import make_run_pipeline
 from mvcore_data import ViewStoreWriter
 from mvcore_data.views import Views
 from mvcore_duoduo.attention import PREFIX
-from mvcore_duoduo.evaluation.encoding import OBJECT, Job, SubsetEncoder
+from mvcore_duoduo.evaluation.encoding import Job, SubsetEncoder
 from mvcore_duoduo.evaluation.options import ViewCountOptions
 from mvcore_duoduo.evaluation.subsets import view_subset
-from mvcore_duoduo.evaluation.suffix import suffix_of
+from mvcore_duoduo.evaluation.suffix import OBJECT, suffix_of
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mvcore.model import Model, Pipeline
 from mvcore.plugins import load_plugins
 from mvcore_data import ViewStoreWriter
 from mvcore_data.views import Views
+from mvcore_duoduo.evaluation.options import ViewCountOptions
 from torch import Tensor, nn
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
@@ -72,6 +74,11 @@ def measured(
     return evaluate(model, {evaluator: part}, {"s": dataset}, output)[evaluator]
 
 
+def cells(result: EvalResult, title: str) -> dict[str, str]:
+    """The second column of a table by its first."""
+    return {row[0]: row[1] for table in result.tables if table.title == title for row in table.rows}
+
+
 @pytest.fixture
 def lvis(tmp_path: Path) -> tuple[Views, Path]:
     """Four labelled objects, one of which (`u4`) shows another colour than its class, and one that is not labelled."""
@@ -93,7 +100,7 @@ def test_objaverse_lvis(lvis: tuple[Views, Path], tmp_path: Path) -> None:
     assert result["duoduo.objaverse_lvis/top2/1/s"].value == 3 / 4
     assert result["duoduo.objaverse_lvis/top3/1/s"].value == 1
     assert {figure.n for figure in result.figures} == {4}
-    rows = dict(next(table.rows for table in result.tables if table.title == "Objects, s"))
+    rows = cells(result, "Objects, s")
     assert rows == {
         "measured": "4",
         "in the source, but not in the labels": "1",
@@ -173,7 +180,7 @@ def test_mvpnet(mvpnet: tuple[Views, dict[str, Any]], tmp_path: Path) -> None:
     train = (str(tmp_path / "mvpnet_train.txt"),)
     result = measured("duoduo.mvpnet", dataset, tmp_path / "out", train_ids=train, **options)
     assert [result[f"duoduo.mvpnet/top{k}/6/s"].value for k in (1, 3)] == [1 / 2, 1]
-    rows = dict(next(table.rows for table in result.tables if table.title == "Objects, s"))
+    rows = cells(result, "Objects, s")
     assert rows["of the training set"] == "0"
     del options["classes"]
     with pytest.raises(ConfigError, match=r"holds objects of 2 of at least 3 classes; name the list of all classes"):
@@ -190,7 +197,7 @@ def test_objects_of_the_training_list_are_refused(mvpnet: tuple[Views, dict[str,
     with pytest.raises(DataError, match=said):
         measured("duoduo.mvpnet", dataset, tmp_path / "out", **options)
     result = measured("duoduo.mvpnet", dataset, tmp_path / "out", allow_overlap=True, **options)
-    rows = dict(next(table.rows for table in result.tables if table.title == "Objects, s"))
+    rows = cells(result, "Objects, s")
     assert rows["of the training set"] == "2"
 
 
@@ -217,7 +224,7 @@ def test_objects_of_the_runs_own_data_are_refused(
     result = measured(
         "duoduo.mvpnet", dataset, tmp_path / "out", model_name=str(tmp_path / "run"), train_run=None, **options
     )
-    assert dict(result.tables[0].rows)["of the training set"] == "not known"
+    assert cells(result, "Objects, s")["of the training set"] == "not known"
 
 
 def shapes(tmp_path: Path) -> Views:
@@ -248,7 +255,7 @@ def test_text_to_shape_by_the_published_table(tmp_path: Path) -> None:
     file.write_text("\n".join(["id,modelId,description,category", *lines]))
     result = measured("duoduo.text_to_shape", shapes(tmp_path), tmp_path / "out", captions=str(file))
     check_text_to_shape(result)
-    assert dict(result.tables[0].rows)["texts of shapes that the source lacks, left out"] == "1"
+    assert cells(result, "Text to shape, s")["texts of shapes that the source lacks, left out"] == "1"
 
 
 def test_text_to_shape_without_texts_says_so(lvis: tuple[Views, Path], tmp_path: Path) -> None:
@@ -261,3 +268,19 @@ def test_the_evaluators_are_registered() -> None:
     assert {f"duoduo.{name}" for name in names} <= set(load_plugins().specs("evaluator"))
     with pytest.raises(ConfigError, match="counts"):
         mvcore.api.build({"id": "duoduo.view_count", "args": {"counts": (2, 2)}}, "evaluator")
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods" / "duoduo-evaluation.md"
+
+
+def test_the_page_shows_options_that_there_are() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shown = {name: args for block in blocks for name, args in yaml.safe_load(block).items()}
+    assert shown.keys() == {"duoduo.objaverse_lvis", "duoduo.mvpnet"}
+    for name, args in shown.items():
+        assert mvcore.api.build({"id": name, "args": args}, "evaluator").options.labels == args["labels"]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| .* \| .* \|$", text, re.MULTILINE)
+    assert set(ViewCountOptions.model_fields) <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    for name in ("view_count", "objaverse_lvis", "scanobjectnn", "mvpnet", "text_to_shape"):
+        assert f"| `duoduo.{name}` |" in text
