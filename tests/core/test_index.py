@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,13 @@ def test_without_faiss_numpy_takes_its_place(index: Index, saved: Path, monkeypa
     with pytest.raises(ConfigError) as error:
         mvcore.index.load(saved, backend="faiss")
     assert "mvcore[index]" in told(error)
+
+
+@pytest.mark.process
+def test_naming_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, mvcore; mvcore.index; print(sorted({'torch', 'faiss', 'numpy', 'PIL'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # -- vectors -----------------------------------------------------------------------------------------------------------

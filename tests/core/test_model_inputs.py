@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,6 +216,16 @@ def test_a_file_that_is_no_image_is_one_line(tmp_path: Path, payload: bytes | No
         read_image(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [12000, 60000])
+def test_a_small_file_of_very_many_pixels_is_not_unpacked(tmp_path: Path, side: int) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(100))
+    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND")]
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(DataError, match=r"bomb\.png: .*pixels; at most"):
+        read_image(tmp_path / "bomb.png")
 
 
 def test_a_cut_file_is_one_line(tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def read_image(path: Path, background: RGB = WHITE) -> Pixels:
                 return _from_pillow(ImageOps.exif_transpose(image), background)
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: too many pixels; at most {MAX_PIXELS} in all are read") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "damaged, or not an image"
         raise DataError(f"{path}: cannot be read as an image ({reason})") from None
 
