@@ -133,14 +133,23 @@ def test_without_objects_of_its_own_a_model_is_averaged(
         torch.testing.assert_close(vector, rows.mean(dim=0), atol=1e-5, rtol=0)
 
 
-def test_tokens_are_made_once_for_a_view(make_model: Callable[..., Model], dataset: Views) -> None:
+def test_a_view_is_taken_through_the_lower_blocks_once_and_a_draw_through_the_upper_ones(
+    make_model: Callable[..., Model], dataset: Views, tmp_path: Path
+) -> None:
     model = make_model(cross_view={"cross_view_from": 1})
-    encoded: list[int] = []
+    below: list[int] = []
+    above: list[int] = []
     visual: Any = model.backbone.model.visual
-    visual.conv1.register_forward_hook(lambda module, args, out: encoded.append(len(out)))
-    vectors(model, dataset)
-    assert sum(encoded) == sum(VIEWS)
-    assert max(encoded) <= 20
+    visual.conv1.register_forward_hook(lambda module, args, out: below.append(len(out)))
+    visual.ln_post.register_forward_hook(lambda module, args, out: above.append(len(out)))
+    measured(model, dataset, tmp_path)
+    assert sum(below) == sum(VIEWS)
+    assert max(below) <= 20
+    draws = {
+        (i, view_subset(seed, f"o{i}", count, n)) for i, n in enumerate(VIEWS) for count in COUNTS for seed in SEEDS
+    }
+    assert sum(above) == sum(len(subset) for _, subset in draws)
+    assert max(above) <= 20
 
 
 def test_figures_are_those_of_a_plain_loop(make_model: Callable[..., Model], dataset: Views, tmp_path: Path) -> None:
