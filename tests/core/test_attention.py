@@ -149,3 +149,21 @@ def test_on_cuda_every_backend_agrees(name: attention.Backend, dtype: torch.dtyp
         for one, other in zip(found, expected, strict=True):
             limit = (1e-4 if dtype == torch.float32 else 2e-2) * max(1, float(other.abs().max()))
             torch.testing.assert_close(one.double().cpu(), other, atol=limit, rtol=0)
+
+
+def test_what_attention_was_given_can_be_looked_at() -> None:
+    lengths = [2, 5, 3]
+    q, k, v = tokens(10)
+    with attention.attention_inputs() as seen:
+        out = attend(q, k, v, bounds(lengths))
+        attend(q, k, v, Segments.of(lengths), scale=0.7)
+    attend(q, k, v, bounds(lengths))
+    assert len(seen) == 2
+    for token in (0, 4, 9):
+        first, end = next((a, a + n) for a, n in zip((0, 2, 7), lengths, strict=True) if a <= token < a + n)
+        weights = seen[0].weights(token)
+        assert weights.shape == (2, end - first)
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(2))
+        mixed = torch.einsum("hk,khd->hd", weights.double(), v[first:end])
+        torch.testing.assert_close(mixed, out[token], atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(seen[0].weights(4), seen[1].weights(4))

@@ -55,6 +55,11 @@ def test_bad_names(name):
         (TrainerSpec, {"provides": {"a.b": "view"}}, "begins with 'state:'; write 'state:a.b'"),
         (TrainerSpec, {"provides": {"state:a.b": "row"}}, "provides['state:a.b'] must be"),
         (RecipeSpec, {"factory": "", "path": "recipes/a.yaml"}, "path must look like 'package:recipes/name.yaml'"),
+        (
+            RecipeSpec,
+            {"path": "a:recipes/a.yaml", "importer": "a.b"},
+            "importer must look like 'package.module:function'",
+        ),
         (RecipeSpec, {"factory": "", "path": "a:../../b.yaml"}, "path must look like"),
         (RecipeSpec, {"factory": "", "path": "a:b.yml"}, "path must look like"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import zipfile
@@ -9,14 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import mvcore
 import numpy as np
 import open_clip
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.cli.main import run
+from mvcore.errors import WeightsError
 from mvcore.foreign_checkpoint import read_tensors
 from mvcore.run_folder import checkpoint_of
 from torch import Tensor
@@ -252,6 +256,28 @@ def test_a_damaged_file_is_one_line(clips: tuple[Any, Any], call: Callable[..., 
         for name in archive.namelist():
             packed.writestr(name, archive.read(name))
     assert "not as torch writes it" in call(cut, code=2)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("small") / "small.ckpt"
+    torch.save({"state_dict": {"a": torch.arange(6.0), "b": torch.zeros(2, 3, dtype=torch.int64)}, "lr": [0.5]}, path)
+    return path.with_name("changed.ckpt"), path.read_bytes()
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_changed_bytes_give_tensors_or_one_error(small_file: tuple[Path, bytes], data: st.DataObject) -> None:
+    path, whole = small_file
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(changed)
+    for tensors_only in (False, True):
+        found: dict[str, Tensor] = {}
+        with contextlib.suppress(WeightsError):
+            found = read_tensors(path, tensors_only=tensors_only)
+        assert all(isinstance(value, Tensor) for value in found.values())
 
 
 def test_who_imports_nothing_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
