@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import mvcore
 import numpy as np
 import pytest
@@ -98,6 +99,22 @@ def test_cached_prefixes_change_nothing(config: Callable[..., Path], tmp_path: P
         assert run(["train", str(config(**changes)), "-o", str(tmp_path / name)]) == 0
     assert losses(tmp_path / "plain").shape == (4, 2)
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "plain"), atol=2e-5)
+
+
+def test_stored_targets_take_the_place_of_a_copy(config: Callable[..., Path], store: Path, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((6, VIEWS, 16)).astype(np.float16)
+    with h5py.File(tmp_path / "image_embeddings.h5", "w") as file:
+        file["img_feat"] = vectors
+    (tmp_path / "model_to_idx.json").write_text(json.dumps({f"o{i}": i for i in range(6)}))
+    command = ["data", "embed", str(store), "--import", str(tmp_path / "image_embeddings.h5"), "--tag", "released"]
+    assert run(command) == 0
+    sets = ["data[objects].embeddings=[released]", "adapters[duoduo.image_target].embeddings=released"]
+    arguments = ["train", str(config()), *(word for text in sets for word in ("--set", text))]
+    assert run([*arguments, "-o", str(tmp_path / "stored")]) == 0
+    assert run(["train", str(config()), "-o", str(tmp_path / "copied")]) == 0
+    stored, copied = losses(tmp_path / "stored"), losses(tmp_path / "copied")
+    assert stored[0, 1] == pytest.approx(copied[0, 1], rel=1e-5)  # texts have nothing to do with it
+    assert abs(stored[0, 0] - copied[0, 0]) > 1e-3
 
 
 @pytest.mark.parametrize(
