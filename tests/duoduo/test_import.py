@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import pickle
 import zipfile
@@ -16,7 +18,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.cli.main import run
@@ -77,6 +78,7 @@ def call(tiny_clip_json: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     def said(file: Path, *more: str, code: int = 0) -> str:
         small = [f"encoder.model={tiny_clip_json}", f"adapters[duoduo.cross_view].cross_view_from={START}"]
+        small.append("adapters[duoduo.crop].size=26")
         arguments = ["import", str(file), "--as", "duoduo", "-o", str(tmp_path / "out"), *more]
         capsys.readouterr()
         assert run([*arguments, *(word for text in small for word in ("--set", text))]) == code
@@ -135,6 +137,7 @@ def test_without_a_base_the_whole_model_is_kept(
 ) -> None:
     _, tuned = clips
     said = call(released(tuned, tmp_path / "released.ckpt"))
+    assert json.loads((tmp_path / "out/import.json").read_text())["as"] == "duoduo.released"
     assert f"{len(tuned.state_dict()) + 1} tensors" in said
     model = mvcore.load(tmp_path / "out")
     assert "object" in model.pipeline.provides
@@ -152,7 +155,7 @@ def test_the_released_preprocessing_at_a_fixed_place(
     clips: tuple[Any, Any], call: Callable[..., str], tmp_path: Path, by_authors: Authors
 ) -> None:
     _, tuned = clips
-    call(released(tuned, tmp_path / "released.ckpt"), "--set", "adapters[duoduo.crop]={size: 26, evaluation: centre}")
+    call(released(tuned, tmp_path / "released.ckpt"), "--set", "adapters[duoduo.crop].evaluation=centre")
     model = mvcore.load(tmp_path / "out")
     (views,) = objects(3)
     cropped = v2.functional.center_crop(torch.from_numpy(views).permute(0, 3, 1, 2) / 255, [26, 26])
@@ -291,8 +294,9 @@ def test_an_imported_run_says_where_it_is_from(
     base, tuned = clips
     torch.save(base.state_dict(), tmp_path / "base.pt")
     call(released(tuned, tmp_path / "released.ckpt"), "--pretrained", str(tmp_path / "base.pt"))
-    origin = yaml.safe_load((tmp_path / "out/import.json").read_text())
-    assert (origin["file"], origin["as"], len(origin["sha256"])) == ("released.ckpt", "duoduo.released", 64)
+    origin = json.loads((tmp_path / "out/import.json").read_text())
+    digest = hashlib.sha256((tmp_path / "released.ckpt").read_bytes()).hexdigest()
+    assert origin == {"file": "released.ckpt", "as": "duoduo.released", "sha256": digest}
     assert run(["export", str(tmp_path / "out"), "-o", str(tmp_path / "exported")]) == 0
     views = objects(3)
     found = mvcore.load(tmp_path / "exported").encode_views(views)

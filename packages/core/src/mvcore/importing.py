@@ -31,6 +31,7 @@ from mvcore.training.assembly import frozen_digest
 from mvcore.training.module import load_pipeline_state, under
 
 ORIGIN = "import.json"
+"""What an import was made from: the file's name and SHA-256, and the recipe."""
 _CHECKPOINT = "imported"
 
 
@@ -98,11 +99,8 @@ def import_checkpoint(
         raise ConfigError(f"{folder} exists and is never overwritten; name another")
     rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = build.resolve(recipe.spec.importer, recipe.id)
     weights = rename(read_tensors(file, tensors_only=tensors_only))
-    layers = Layers()
-    layers.merge(read_yaml(recipe_path(recipe))[0], f"recipe {recipe.id}")
-    layers.merge({"plugins": [recipe.plugin], "encoder": {"pretrained": pretrained}}, "import")
-    for assignment in assignments:
-        layers.merge(nested(*parse_set(assignment)), "--set")
+    origin = _origin(file, recipe)
+    layers = _layers(recipe, pretrained, assignments)
     config = layers.config()
     adapters = _for_use(config, weights)
     pipeline = make_run_pipeline(config.encoder, adapters, config.run.seed)
@@ -110,8 +108,8 @@ def import_checkpoint(
     given = {name: torch.empty_like(value) for name, value in base.items()}
     copy_strictly(under("backbone/", weights), given, f"{config.encoder.args.get('model')} ({file.name})")
     trained = pipeline.backbone_state().keys()
-    kept = {name: value for name, value in weights.items() if not name.startswith("backbone/")}
-    kept |= {f"backbone/{name}": given[name] for name in trained}
+    beside = {name: value for name, value in weights.items() if not name.startswith("backbone/")}
+    kept = {**beside, **{f"backbone/{name}": given[name] for name in trained}}
     base_weights = config.encoder.args.get("pretrained")
     if base_weights is None:
         with torch.no_grad():
@@ -119,15 +117,27 @@ def import_checkpoint(
                 value.copy_(given[name])
         load_pipeline_state(pipeline, kept)
         export(Model(pipeline, name=file.name), folder, adapters=adapters)
-        tensors = [*given.values(), *(value for name, value in kept.items() if not name.startswith("backbone/"))]
-    else:
-        _check_base(file, str(base_weights), base, given, trained)
-        digest = frozen_digest(pipeline)
-        load_pipeline_state(pipeline, kept)
-        record = RunRecord("finished", config.run.seed, list(adapters), digest, versions())
-        _write_run(folder, to_yaml(layers, config), record, kept, _origin(file, recipe))
-        tensors = list(kept.values())
-    return Imported(folder, base_weights is None, len(tensors), sum(tensor.numel() for tensor in tensors))
+        write_text(folder / ORIGIN, origin)
+        return _imported(folder, {**given, **beside}, whole=True)
+    _check_base(file, str(base_weights), base, given, trained)
+    record = RunRecord("finished", config.run.seed, list(adapters), frozen_digest(pipeline), versions())
+    load_pipeline_state(pipeline, kept)
+    _write_run(folder, to_yaml(layers, config), record, kept, origin)
+    return _imported(folder, kept, whole=False)
+
+
+def _layers(recipe: Registered, pretrained: str | None, assignments: Sequence[str]) -> Layers:
+    """The recipe with the base weights and the user's assignments."""
+    layers = Layers()
+    layers.merge(read_yaml(recipe_path(recipe))[0], f"recipe {recipe.id}")
+    layers.merge({"plugins": [recipe.plugin], "encoder": {"pretrained": pretrained}}, "import")
+    for assignment in assignments:
+        layers.merge(nested(*parse_set(assignment)), "--set")
+    return layers
+
+
+def _imported(folder: Path, tensors: Mapping[str, Tensor], *, whole: bool) -> Imported:
+    return Imported(folder, whole, len(tensors), sum(tensor.numel() for tensor in tensors.values()))
 
 
 def _for_use(config: RunConfig, weights: Mapping[str, Tensor]) -> dict[str, Part]:
@@ -152,20 +162,19 @@ def _check_base(file: Path, named: str, base: Mapping[str, Tensor], given: Mappi
         )
 
 
-def _origin(file: Path, recipe: Registered) -> dict[str, str]:
+def _origin(file: Path, recipe: Registered) -> str:
+    """What `import.json` says."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"file": file.name, "sha256": digest, "as": recipe.id}
+    return json.dumps({"file": file.name, "sha256": digest, "as": recipe.id}, indent=1) + "\n"
 
 
-def _write_run(
-    folder: Path, config: str, record: RunRecord, weights: dict[str, Tensor], origin: Mapping[str, str]
-) -> None:
+def _write_run(folder: Path, config: str, record: RunRecord, weights: dict[str, Tensor], origin: str) -> None:
     partial = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write_text(partial / CONFIG, config)
-        write_text(partial / ORIGIN, json.dumps(origin, indent=1) + "\n")
+        write_text(partial / ORIGIN, origin)
         write_text(partial / POINTER, json.dumps({"last": _CHECKPOINT}) + "\n")
         (partial / "checkpoints" / _CHECKPOINT).mkdir()
         save_weights(partial / "checkpoints" / _CHECKPOINT / WEIGHTS, weights)

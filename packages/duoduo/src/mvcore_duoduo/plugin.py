@@ -173,14 +173,15 @@ def mvcore_register_commands() -> list[CommandSpec]:
 
 @hookimpl
 def mvcore_check_run(config: Any) -> list[Problem]:
-    """Cached tokens are of whole images, so they cannot stand for those of random crops."""
-    crops = [name for name, part in config.adapters.items() if part.id == "duoduo.crop"]
+    """Tokens are cached as they are outside of training, and cannot stand for those of other crops."""
+    crops = {name: part.args for name, part in config.adapters.items() if part.id == "duoduo.crop"}
     cached = [name for name, part in config.trainers.items() if part.id == "duoduo.prefix_cache"]
     return [
         Problem(
-            f"adapters[{name}]: it crops in training, so a view's tokens differ from step to step; set its training to "
-            f"whole, or drop trainers[{cached[0]}]"
+            f"adapters[{name}]: images are cropped otherwise in training than outside of it, where "
+            f"trainers[{cached[0]}] makes the tokens; set its training and evaluation alike (centre or "
+            "whole), or drop the cache"
         )
-        for name in crops
-        if cached and config.adapters[name].args.get("training", "random") != "whole"
+        for name, args in crops.items()
+        if cached and args.get("training", "random") != args.get("evaluation", "whole")
     ]
