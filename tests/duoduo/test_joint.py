@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from mvcore.api import ViewBatch
+from mvcore.build import options_model
 from mvcore.cli.main import run
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers
@@ -169,3 +170,18 @@ def test_cached_tokens_and_random_crops_are_refused(
     assert "adapters[duoduo.crop]: images are cropped otherwise in training than outside of it" in line
     alike = ["--set", "adapters[duoduo.crop]={training: centre, evaluation: centre}"]
     assert run(["train", str(file), *alike, "-o", str(tmp_path / "run")]) == 0
+
+
+def test_the_page_names_every_part_and_option() -> None:
+    registry = load_plugins()
+    for kind in ("encoder", "loss", "trainer"):
+        for part in registry.specs(kind).values():
+            if part.plugin == "duoduo":
+                assert f"`{part.id}`" in PAGE
+                model = options_model(part)
+                assert model is not None
+                for name, option in model.model_fields.items():
+                    (row,) = {line for line in PAGE.splitlines() if re.match(rf"\|[^|]*\| `{name}` \|", line)}
+                    if option.default is not None:
+                        default = json.dumps(option.default).strip('"')
+                        assert row.split("|")[3].strip() == f"`{default}`", row
