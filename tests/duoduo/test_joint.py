@@ -114,6 +114,7 @@ def test_each_source_draws_its_own_views(example: dict[str, Any], tmp_path: Path
 
 
 def test_the_example_of_the_documentation_trains(example: dict[str, Any], tmp_path: Path) -> None:
+    example["run"]["micro_batch"] = 8
     file = tmp_path / "joint.yaml"
     file.write_text(yaml.safe_dump(example))
     assert run(["train", str(file), "-o", str(tmp_path / "run")]) == 0
