@@ -10,7 +10,8 @@ from mvcore.api import DataError
 from numpy.typing import NDArray
 from PIL import Image
 
-from mvcore_data.decode import ImageInfo, decode_image, inspect
+from mvcore_data.decode import decode_image, inspect
+from mvcore_data.image_structure import ImageInfo
 
 _MAX_FILE_BYTES = 1 << 28
 
