@@ -9,12 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mvcore.errors import MvcoreError
 from mvcore.packing import concatenate
 from mvcore.training.sampling import Draw, PreferredViews, SourceSampler, SourceSpecification
+from mvcore.training.slots import Received, Slots
 from mvcore.types import ViewBatch
+
+_FETCHED_AHEAD = 2
+"""Batches that each worker loads before they are asked for."""
 
 
 @runtime_checkable
@@ -77,16 +81,19 @@ class StepLoader:
         self._steps = steps
         self._order = _GlobalSteps(steps)
         self._loader: DataLoader[dict[str, ViewBatch]] = DataLoader(
-            _StepBatches(samplers, rank, world_size),
+            _StepBatches(samplers, rank, world_size, _FETCHED_AHEAD + 2),
             batch_size=None,
             sampler=self._order,
             num_workers=workers,
+            prefetch_factor=_FETCHED_AHEAD if workers else None,
             persistent_workers=workers > 0,
             multiprocessing_context="fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None,
             pin_memory=pin_memory,
             # Without one of its own, each iteration would draw from the generator that training uses.
             generator=torch.Generator(),
         )
+        # Pinning copies the images anyway.
+        self._received = Received() if workers and not pin_memory else None
         self.set_start(start)
 
     def __len__(self) -> int:
@@ -100,7 +107,7 @@ class StepLoader:
                 raise batches.error
             if step == stop - 1:
                 self.set_start(stop)
-            yield batches
+            yield batches if self._received is None else self._received.own(batches)
 
     def set_start(self, step: int) -> None:
         """Lets the next iteration begin at a global step."""
@@ -158,16 +165,18 @@ class _Failure:
 class _StepBatches(Dataset[Any]):
     """All sources' batches by global step; one item is one call in one worker."""
 
-    def __init__(self, samplers: Sequence[SourceSampler], rank: int, world_size: int) -> None:
+    def __init__(self, samplers: Sequence[SourceSampler], rank: int, world_size: int, slots: int) -> None:
         self._samplers = samplers
         self._rank = rank
         self._world_size = world_size
+        self._slots = Slots(slots)
 
     def __getitem__(self, step: int) -> dict[str, ViewBatch] | _Failure:
         try:
-            return {sampler.source.name: self._load(sampler, step) for sampler in self._samplers}
+            batches = {sampler.source.name: self._load(sampler, step) for sampler in self._samplers}
         except MvcoreError as error:
             return _Failure(error)
+        return batches if get_worker_info() is None else self._slots.hold(batches)
 
     def _load(self, sampler: SourceSampler, step: int) -> ViewBatch:
         draw = sampler.draw(step).shard(self._rank, self._world_size)
