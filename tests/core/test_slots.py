@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Literal
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import torch
 from mvcore.training.loader import StepLoader
 from mvcore.training.sampling import SourceSpecification
-from mvcore.training.slots import Received, Slots
-from mvcore.types import ViewBatch
+from mvcore.training.slots import Parcel, Received, Slots
+from mvcore.types import Cameras, ViewBatch
 
 SIZE = 64
 
@@ -113,12 +115,43 @@ def test_slots_are_used_in_turn_and_mapped_once() -> None:
     for k in range(7):
         images = torch.full((2, 3, 4, 4), k, dtype=torch.uint8)
         held = slots.hold({"s": ViewBatch.make([2], images=images)})
-        assert held["s"].images is not None
-        places.append(held["s"].images.data_ptr())
+        held_images = held["s"].batch.images
+        assert held_images is not None
+        places.append(held_images.data_ptr())
         owned = received.own(held)["s"].images
         assert owned is not None
         assert torch.equal(owned, images)
         assert owned.data_ptr() != places[-1]
     assert places[:3] * 2 + places[:1] == places
     assert len(set(places)) == 3
-    assert slots.hold({"s": ViewBatch.make([1])})["s"].images is None
+    assert slots.hold({"s": ViewBatch.make([1])})["s"].batch.images is None
+
+
+def test_a_parcel_is_pickled_by_value_and_gives_the_batch_back() -> None:
+    cameras = Cameras(torch.rand(3, 3, 3), torch.rand(3, 4, 4))
+    batch = ViewBatch.make(
+        [1, 2],
+        images=torch.zeros(3, 3, 8, 8, dtype=torch.uint8),
+        captions=["a", "b"],
+        caption_object=torch.tensor([0, 1]),
+        caption_view=torch.tensor([-1, 2]),
+        cameras=cameras,
+        camera_valid=torch.tensor([True, False, True]),
+        depth=torch.rand(3, 100, 100),
+        embeddings={"t/image": torch.rand(3, 4)},
+    ).with_state({"s": torch.rand(2)})
+    parcel = pickle.loads(pickle.dumps(Parcel.of(batch)))
+    assert isinstance(parcel.batch.view_ids, np.ndarray)
+    assert isinstance(parcel.batch.depth, torch.Tensor)  # too large for a pipe
+    back = parcel.unpacked()
+    for item in fields(ViewBatch):
+        found, wanted = getattr(back, item.name), getattr(batch, item.name)
+        if isinstance(wanted, torch.Tensor):
+            assert torch.equal(found, wanted)
+            assert found.dtype == wanted.dtype
+        elif not isinstance(wanted, (Cameras, dict)):
+            assert found == wanted
+    assert back.cameras is not None
+    assert torch.equal(back.cameras.world_to_camera, cameras.world_to_camera)
+    assert torch.equal(back.embeddings["t/image"], batch.embeddings["t/image"])
+    assert torch.equal(back.state["s"], batch.state["s"])

@@ -171,22 +171,23 @@ class ViewBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ViewBatch:
         """The same batch with every tensor on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ViewBatch:
         """The same batch in page-locked memory (the hook that a DataLoader calls)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self.map_tensors(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> ViewBatch:
+    def map_tensors(self, change: Callable[[Any], Any]) -> ViewBatch:
+        """The same batch with every tensor changed; what stands in the place of one, as an array, is changed too."""
         values: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                values[item.name] = change(value)
-            elif isinstance(value, Cameras):
+            if isinstance(value, Cameras):
                 values[item.name] = Cameras(change(value.intrinsics), change(value.world_to_camera))
             elif item.name in ("embeddings", "state"):
                 values[item.name] = {key: change(tensor) for key, tensor in value.items()}
+            elif hasattr(value, "dtype"):
+                values[item.name] = change(value)
         return replace(self, **values)
 
     def with_state(self, state: Mapping[str, Tensor]) -> ViewBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from mvcore.errors import MvcoreError
 from mvcore.packing import concatenate
 from mvcore.training.sampling import Draw, PreferredViews, SourceSampler, SourceSpecification
-from mvcore.training.slots import Received, Slots
+from mvcore.training.slots import Parcel, Received, Slots
 from mvcore.types import ViewBatch
 
 _FETCHED_AHEAD = 2
@@ -171,7 +171,7 @@ class _StepBatches(Dataset[Any]):
         self._world_size = world_size
         self._slots = Slots(slots)
 
-    def __getitem__(self, step: int) -> dict[str, ViewBatch] | _Failure:
+    def __getitem__(self, step: int) -> Mapping[str, ViewBatch | Parcel] | _Failure:
         try:
             batches = {sampler.source.name: self._load(sampler, step) for sampler in self._samplers}
         except MvcoreError as error:

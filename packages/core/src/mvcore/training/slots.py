@@ -1,19 +1,50 @@
-"""Images that workers hand over in shared memory that is used again and again.
+"""How workers hand batches over: images in shared memory that is used again and again, small tables by value.
 
 Fresh shared memory costs more than the pictures in it: each of its pages is made, cleared and mapped when it is first
 written to, which takes as long as decoding a JPEG. So a worker keeps a few slots and writes its batches into them in
-turn; whoever receives a batch copies its images before the worker comes round to that slot again.
+turn; whoever receives a batch copies its images before the worker comes round to that slot again. A batch's counts, ids
+and cameras would each become a shared file of its own; as plain bytes they go through the pipe with the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, UntypedStorage
 
 from mvcore.types import ViewBatch
+
+_BY_VALUE = 1 << 16
+"""Bytes up to which a tensor goes through the pipe."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A batch on its way: small tensors as arrays, which are pickled by value."""
+
+    batch: ViewBatch
+
+    @staticmethod
+    def of(batch: ViewBatch) -> Parcel:
+        """Packs a batch."""
+        bare = replace(batch, images=None).map_tensors(_by_value)
+        return Parcel(replace(bare, images=batch.images))
+
+    def unpacked(self) -> ViewBatch:
+        """The batch itself."""
+        return self.batch.map_tensors(lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+
+    def pin_memory(self) -> ViewBatch:
+        """The batch in page-locked memory (the hook that a DataLoader calls)."""
+        return self.unpacked().pin_memory()
+
+
+def _by_value(tensor: Tensor) -> Any:
+    return tensor.numpy() if tensor.numel() * tensor.element_size() <= _BY_VALUE else tensor
 
 
 class Slots:
@@ -30,11 +61,11 @@ class Slots:
         self._slots: dict[str, list[Tensor]] = {}
         self._turn = 0
 
-    def hold(self, batches: Mapping[str, ViewBatch]) -> dict[str, ViewBatch]:
-        """The same batches with their images in this turn's slots."""
+    def hold(self, batches: Mapping[str, ViewBatch]) -> dict[str, Parcel]:
+        """The batches packed, with their images in this turn's slots."""
         turn = self._turn % self._count
         self._turn += 1
-        return {name: self._held(name, turn, batch) for name, batch in batches.items()}
+        return {name: Parcel.of(self._held(name, turn, batch)) for name, batch in batches.items()}
 
     def _held(self, name: str, turn: int, batch: ViewBatch) -> ViewBatch:
         images = batch.images
@@ -57,9 +88,9 @@ class Received:
     def __init__(self) -> None:
         self._storages: dict[int, UntypedStorage] = {}
 
-    def own(self, batches: Mapping[str, ViewBatch]) -> dict[str, ViewBatch]:
-        """The same batches with images of their own; to be called before the next are asked for."""
-        return {name: self._owned(batch) for name, batch in batches.items()}
+    def own(self, parcels: Mapping[str, Parcel]) -> dict[str, ViewBatch]:
+        """The batches with images of their own; to be called before the next are asked for."""
+        return {name: self._owned(parcel.unpacked()) for name, parcel in parcels.items()}
 
     def _owned(self, batch: ViewBatch) -> ViewBatch:
         if batch.images is None or not batch.images.is_shared():
