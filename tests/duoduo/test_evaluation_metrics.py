@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mvcore.api import DataError
+from mvcore.api import DataError, label_ranks
 from mvcore_duoduo.evaluation.files import (
     read_captions,
     read_classes,
@@ -26,7 +26,6 @@ from mvcore_duoduo.evaluation.metrics import (
     macro_samples,
     recalled,
     reciprocal_ranks,
-    target_ranks,
 )
 from mvcore_duoduo.evaluation.subsets import view_subset
 from mvcore_duoduo.evaluation.text_to_shape import pooled_samples
@@ -41,7 +40,7 @@ def test_a_table_of_four_queries_by_hand() -> None:
             [0.1, 0.8, 0.2, 0.7],  # right answer 3: rank 1
         ]
     )
-    ranks = target_ranks(scores, torch.tensor([0, 1, 2, 3]))
+    ranks = label_ranks(scores, torch.tensor([0, 1, 2, 3]))
     assert ranks.tolist() == [0, 3, 2, 1]
     assert float(recalled(ranks, 1).mean()) == 1 / 4
     assert float(recalled(ranks, 3).mean()) == 3 / 4
@@ -59,7 +58,7 @@ def test_ranks_are_those_of_a_stable_sort(data: st.DataObject) -> None:
     scores = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=rows * columns, max_size=rows * columns)))
     target = data.draw(st.lists(st.integers(0, columns - 1), min_size=rows, max_size=rows))
     table = scores.double().view(rows, columns)
-    ranks = target_ranks(table, torch.tensor(target))
+    ranks = label_ranks(table, torch.tensor(target))
     for row, own, rank in zip(table.tolist(), target, ranks.tolist(), strict=True):
         assert sorted(range(columns), key=lambda c: -row[c]).index(own) == rank
 
@@ -71,7 +70,7 @@ def test_cosine_ranks_hang_on_no_length_and_refuse_what_has_no_direction() -> No
     ranks = cosine_ranks(queries, candidates, target)
     assert ranks.tolist() == cosine_ranks(7 * queries, candidates * torch.arange(1, 6)[:, None], target).tolist()
     cosines = torch.nn.functional.cosine_similarity(queries[:, None].double(), candidates[None].double(), dim=-1)
-    assert ranks.tolist() == target_ranks(cosines, target).tolist()
+    assert ranks.tolist() == label_ranks(cosines, target).tolist()
     candidates[3] = 0
     with pytest.raises(ValueError, match="candidate 3 has no direction"):
         cosine_ranks(queries, candidates, target)
@@ -79,8 +78,8 @@ def test_cosine_ranks_hang_on_no_length_and_refuse_what_has_no_direction() -> No
 
 @pytest.mark.parametrize(("scores", "target"), [(torch.zeros(2, 3), [0, 3]), (torch.full((2, 3), math.nan), [0, 1])])
 def test_what_cannot_be_ranked_is_refused(scores: torch.Tensor, target: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"targets must lie|NaN"):
-        target_ranks(scores, torch.tensor(target))
+    with pytest.raises(ValueError, match=r"labels must lie|NaN"):
+        label_ranks(scores, torch.tensor(target))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=12))

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from mvcore.encoders.stages import Stages, stages_of
     from mvcore.evaluation.embedder import Embedder
     from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
-    from mvcore.evaluation.statistics import figure_over_objects
-    from mvcore.evaluation.zero_shot import openai_templates
+    from mvcore.evaluation.statistics import figure_over_objects, ratio_samples
+    from mvcore.evaluation.zero_shot import label_ranks, openai_templates
     from mvcore.images import read_image
     from mvcore.loading import load, load_encoder
     from mvcore.lora import apply_lora, merge_lora
@@ -83,7 +83,9 @@ _LAZY = {
     "Features": "mvcore.types",
     "ViewBatch": "mvcore.types",
     "concatenate": "mvcore.packing",
+    "label_ranks": "mvcore.evaluation.zero_shot",
     "openai_templates": "mvcore.evaluation.zero_shot",
+    "ratio_samples": "mvcore.evaluation.statistics",
     "read_config": "mvcore.run_folder",
     "resolve_path": "mvcore.paths",
     "draw_heat_maps": "mvcore.report.figures",
@@ -142,11 +144,13 @@ __all__ = [
     "figure_over_objects",
     "fingerprint",
     "hookimpl",
+    "label_ranks",
     "load",
     "load_encoder",
     "merge_lora",
     "model_key",
     "openai_templates",
+    "ratio_samples",
     "read_config",
     "read_image",
     "resolve_path",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from mvcore.api import label_ranks
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -16,29 +17,8 @@ _CELLS = 1 << 23
 """Scores held at once, 64 MiB."""
 
 
-def target_ranks(scores: Tensor, target: Tensor) -> Tensor:
-    """(Q,) int64, how many candidates stand before the right one.
-
-    Args:
-        scores: (Q, C), higher is better.
-        target: (Q,) int64, index of each query's right candidate.
-
-    Raises:
-        ValueError: shapes that do not fit, a target that is not there, or a score that is not a number.
-    """
-    if scores.ndim != 2 or target.shape != scores.shape[:1]:
-        raise ValueError(f"scores must be (Q, C) and targets (Q,), not {tuple(scores.shape)} and {tuple(target.shape)}")
-    if len(target) and (int(target.min()) < 0 or int(target.max()) >= scores.shape[1]):
-        raise ValueError(f"targets must lie in 0..{scores.shape[1] - 1}, not {int(target.min())}..{int(target.max())}")
-    if bool(scores.isnan().any()):
-        raise ValueError("scores hold NaN, so nothing can be ranked")
-    own = scores.gather(1, target[:, None])
-    before = torch.arange(scores.shape[1], device=scores.device) < target[:, None]
-    return ((scores > own) | ((scores == own) & before)).sum(dim=1)
-
-
 def cosine_ranks(queries: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
-    """`target_ranks` by cosine, in float64 so that it hangs on no batch size.
+    """(Q,) how many candidates stand before the right one by cosine, in float64 so that it hangs on no batch size.
 
     Args:
         queries: (Q, D) of any length.
@@ -56,7 +36,7 @@ def cosine_ranks(queries: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
     unit = normalize(candidates.double(), dim=-1).T
     step = max(1, _CELLS // max(1, len(candidates)))
     parts = [
-        target_ranks(normalize(rows.double(), dim=-1) @ unit, own)
+        label_ranks(normalize(rows.double(), dim=-1) @ unit, own)
         for rows, own in zip(queries.split(step), target.split(step), strict=True)
     ]
     return torch.cat(parts) if parts else target.clone()

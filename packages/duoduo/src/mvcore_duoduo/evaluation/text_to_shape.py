@@ -19,6 +19,7 @@ from mvcore.api import (
     Table,
     figure_over_objects,
     fingerprint,
+    ratio_samples,
 )
 from torch import Tensor
 
@@ -150,7 +151,5 @@ def pooled_samples(values: Tensor, owners: Tensor, n_objects: int) -> np.ndarray
         owners: (Q,) the object that a query belongs to; an object may have none.
         n_objects: O.
     """
-    sums = torch.bincount(owners, weights=values, minlength=n_objects).double().numpy()
-    counts = torch.bincount(owners, minlength=n_objects).double().numpy()
-    mean = sums.sum() / counts.sum()
-    return mean + n_objects * (sums - mean * counts) / counts.sum()
+    sums = torch.bincount(owners, weights=values, minlength=n_objects)
+    return ratio_samples(sums.numpy(), torch.bincount(owners, minlength=n_objects).numpy())
