@@ -81,7 +81,7 @@ class StepLoader:
         self._steps = steps
         self._order = _GlobalSteps(steps)
         self._loader: DataLoader[dict[str, ViewBatch]] = DataLoader(
-            _StepBatches(samplers, rank, world_size, _FETCHED_AHEAD + 2),
+            _StepBatches(samplers, rank, world_size, pinned=pin_memory),
             batch_size=None,
             sampler=self._order,
             num_workers=workers,
@@ -165,18 +165,24 @@ class _Failure:
 class _StepBatches(Dataset[Any]):
     """All sources' batches by global step; one item is one call in one worker."""
 
-    def __init__(self, samplers: Sequence[SourceSampler], rank: int, world_size: int, slots: int) -> None:
+    def __init__(self, samplers: Sequence[SourceSampler], rank: int, world_size: int, *, pinned: bool) -> None:
         self._samplers = samplers
         self._rank = rank
         self._world_size = world_size
-        self._slots = Slots(slots)
+        self._pinned = pinned
+        self._slots: Slots | None = None
 
     def __getitem__(self, step: int) -> Mapping[str, ViewBatch | Parcel] | _Failure:
         try:
             batches = {sampler.source.name: self._load(sampler, step) for sampler in self._samplers}
         except MvcoreError as error:
             return _Failure(error)
-        return batches if get_worker_info() is None else self._slots.hold(batches)
+        worker = get_worker_info()
+        if worker is None:
+            return batches
+        if self._slots is None:
+            self._slots = Slots(_FETCHED_AHEAD, worker.id, always_send=self._pinned)
+        return self._slots.hold(batches)
 
     def _load(self, sampler: SourceSampler, step: int) -> ViewBatch:
         draw = sampler.draw(step).shard(self._rank, self._world_size)
