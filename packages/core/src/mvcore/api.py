@@ -35,9 +35,12 @@ if TYPE_CHECKING:
     from mvcore.attention import attention_inputs
     from mvcore.build import build
     from mvcore.config_base import Options
+    from mvcore.dense_grid import DenseGrid, sample_dense
     from mvcore.encoders.across_views import ViewSegments
+    from mvcore.encoders.attention_sites import AttentionSite, attention_sites
     from mvcore.encoders.stages import Stages, stages_of
     from mvcore.evaluation.embedder import Embedder
+    from mvcore.evaluation.files import write_atomic
     from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
     from mvcore.evaluation.statistics import figure_over_objects, ratio_samples
     from mvcore.evaluation.zero_shot import label_ranks, openai_templates
@@ -57,7 +60,11 @@ _LAZY = {
     "attention_inputs": "mvcore.attention",
     "build": "mvcore.build",
     "Options": "mvcore.config_base",
+    "DenseGrid": "mvcore.dense_grid",
+    "sample_dense": "mvcore.dense_grid",
     "ViewSegments": "mvcore.encoders.across_views",
+    "AttentionSite": "mvcore.encoders.attention_sites",
+    "attention_sites": "mvcore.encoders.attention_sites",
     "Stages": "mvcore.encoders.stages",
     "stages_of": "mvcore.encoders.stages",
     "Embedder": "mvcore.evaluation.embedder",
@@ -68,6 +75,7 @@ _LAZY = {
     "figure_over_objects": "mvcore.evaluation.statistics",
     "fingerprint": "mvcore.evaluation.results",
     "read_image": "mvcore.images",
+    "write_atomic": "mvcore.evaluation.files",
     "load": "mvcore.loading",
     "load_encoder": "mvcore.loading",
     "Model": "mvcore.model",
@@ -103,6 +111,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "MVCORE_API",
     "Adapter",
+    "AttentionSite",
     "Backbone",
     "Cameras",
     "CheckResult",
@@ -111,6 +120,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DatasetSpec",
+    "DenseGrid",
     "DeviceError",
     "Embedder",
     "EncoderSpec",
@@ -137,6 +147,7 @@ __all__ = [
     "WeightsError",
     "apply_lora",
     "attention_inputs",
+    "attention_sites",
     "build",
     "concatenate",
     "draw_heat_maps",
@@ -154,5 +165,7 @@ __all__ = [
     "read_config",
     "read_image",
     "resolve_path",
+    "sample_dense",
     "stages_of",
+    "write_atomic",
 ]
