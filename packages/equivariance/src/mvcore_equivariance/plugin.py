@@ -1,5 +1,28 @@
-"""The plugin `equivariance`: 3D-equivariance tuning. Its parts are not written yet, so it registers nothing."""
+"""What 3D-equivariance fine-tuning offers to mvcore."""
 
 from __future__ import annotations
 
+from mvcore.api import EncoderSpec, hookimpl
+
 MVCORE_API = 1
+
+_PAPER = (
+    "You et al., Multiview Equivariance Improves 3D Correspondence Understanding with Minimal Feature Finetuning, "
+    "ICLR 2025"
+)
+
+
+@hookimpl
+def mvcore_register_encoders() -> list[EncoderSpec]:
+    return [
+        EncoderSpec(
+            name="dense",
+            summary="Low-rank weights on q and v of the last vision blocks, and a convolution on the dense map",
+            kind="adapter",
+            factory="mvcore_equivariance.adapter:DenseAdapter",
+            config="mvcore_equivariance.config:DenseAdapterOptions",
+            needs={"dense"},
+            provides={"dense"},
+            citation=_PAPER,
+        )
+    ]

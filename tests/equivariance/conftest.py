@@ -1,0 +1,50 @@
+"""Small vision transformers for the tests of `equivariance`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm.models.vision_transformer
+import torch
+from mvcore.encoders.open_clip import OpenClip
+
+PATCH = 8
+
+SMALL_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 5, "width": 32, "head_width": 8, "patch_size": PATCH},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def make_vit() -> Callable[..., Any]:
+    """Makes a random timm ViT of 5 blocks for images of any size; the same for the same options."""
+
+    def make(**options: Any) -> Any:
+        settings: dict[str, Any] = {"img_size": 32, "patch_size": PATCH, "embed_dim": 32, "depth": 5, "num_heads": 4}
+        settings |= {"num_classes": 0, "dynamic_img_size": True, "init_values": 0.5, **options}
+        torch.manual_seed(0)
+        vit = timm.models.vision_transformer.VisionTransformer(**settings).eval()
+        for parameter in vit.parameters():  # so that no bias and no norm is at its neutral value
+            torch.nn.init.normal_(parameter, std=0.15)
+        return vit
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OpenClip]:
+    """Makes the same small open_clip backbone anew at each call."""
+    path: Path = tmp_path_factory.mktemp("clip") / "small.json"
+    path.write_text(json.dumps(SMALL_CLIP))
+
+    def make(**options: Any) -> OpenClip:
+        torch.manual_seed(0)
+        return OpenClip(model=str(path), pretrained=None, **options).eval()
+
+    return make
