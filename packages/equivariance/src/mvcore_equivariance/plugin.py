@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, hookimpl
+from mvcore.api import EncoderSpec, EvaluatorSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -25,4 +25,18 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             provides={"dense"},
             citation=_PAPER,
         )
+    ]
+
+
+@hookimpl
+def mvcore_register_evaluators() -> list[EvaluatorSpec]:
+    return [
+        EvaluatorSpec(
+            name="correspondence",
+            summary="Does a pixel's feature find the same 3D point in another view, from depth and cameras",
+            factory="mvcore_equivariance.evaluation.correspondence:Correspondence",
+            config="mvcore_equivariance.evaluation.options:CorrespondenceOptions",
+            needs={"dense"},
+            citation=_PAPER,
+        ),
     ]
