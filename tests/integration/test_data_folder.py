@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,3 +40,38 @@ def test_train_and_eval_on_a_folder(
     out, err = capsys.readouterr()
     assert "packing" not in err
     assert "same" in out
+
+
+def test_data_commands_take_a_folder(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "info", str(photos)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("packing it once as folders") == 1
+    assert "objects" in out
+    assert run(["data", "overlap", str(photos), str(photos), "--json", "--no-images"]) == 0
+    out, err = capsys.readouterr()
+    assert "packing" not in err  # found again
+    assert len(json.loads(out)["ids"]) == len([*photos.glob("*/*/captions.txt")])
+    command = [
+        "data",
+        "embed",
+        str(photos),
+        "--encoder",
+        "core.open_clip",
+        "--model",
+        "package:mvcore_data/demo/clip.json",
+    ]
+    assert run([*command, "--pretrained", "package:mvcore_data/demo/clip.safetensors", "--fit", "pad"]) == 0
+    stored, _ = capsys.readouterr()
+    assert str(photos.parent / "cache") in stored
+
+
+def test_a_folder_that_holds_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in (["info"], ["embed", "--encoder", "core.open_clip"], ["caption", "--model", str(tmp_path)]):
+        assert run(["data", *command, str(tmp_path / "empty")]) == 2
+        assert str(tmp_path / "empty") in capsys.readouterr().err
+
+
+def test_embed_names_a_fit_that_is_none(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "embed", str(workshop.store), "--encoder", "core.open_clip", "--fit", "stretch"]) == 2
+    assert "stretch" in capsys.readouterr().err

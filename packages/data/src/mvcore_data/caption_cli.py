@@ -11,7 +11,9 @@ from mvcore_data.caption_prompts import GUIDED, UNGUIDED
 
 
 def caption(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A shard, or the folder of a store.")],
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="A shard, a store, or a folder that `mvcore data pack` reads.")
+    ],
     model: Annotated[
         str, typer.Option(help="A transformers model, as BLIP-2 or InstructBLIP: a folder or a hub name.")
     ],
@@ -40,8 +42,10 @@ def caption(
     from mvcore_data.caption import caption_store
     from mvcore_data.caption_files import captions_path
     from mvcore_data.captioner import Captioner, Generation
+    from mvcore_data.packed_cache import as_store
     from mvcore_data.store import ViewStore
 
+    store = as_store(store)
     with ViewStore(store) as opened:
         path = captions_path(store, name)
         captioner = Captioner(model, device=device, dtype=dtype)

@@ -63,6 +63,9 @@ def _load(name: str) -> Any:
 
 app = typer.Typer(cls=DataGroup, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="A shard, or the folder of a store.")]
+StoreOrFolder = Annotated[
+    Path, typer.Argument(metavar="STORE", help="A shard, a store, or a folder that `mvcore data pack` reads.")
+]
 
 
 @app.callback()
@@ -72,7 +75,7 @@ def _data() -> None:
 
 @app.command()
 def info(
-    store: Store,
+    store: StoreOrFolder,
     sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet to this PNG.")] = None,
     objects: Annotated[int, typer.Option(min=1, max=100, help="Rows of the sheet.")] = 8,
     views: Annotated[int, typer.Option(min=1, max=100, help="Columns of the sheet.")] = 12,
@@ -83,9 +86,10 @@ def info(
     from dataclasses import asdict
 
     from mvcore_data.info import contact_sheet, store_info
+    from mvcore_data.packed_cache import as_store
     from mvcore_data.store import ViewStore
 
-    with ViewStore(store) as opened:
+    with ViewStore(as_store(store)) as opened:
         found = store_info(opened)
         if as_json:
             typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))

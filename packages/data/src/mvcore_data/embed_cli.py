@@ -6,7 +6,7 @@ import re
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from mvcore.api import ConfigError
@@ -21,7 +21,9 @@ class ImportFormat(StrEnum):
 
 
 def embed(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A shard, or the folder of a store.")],
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="A shard, a store, or a folder that `mvcore data pack` reads.")
+    ],
     encoder: Annotated[
         str | None, typer.Option(help="A backbone's id, a run, an export, or an open_clip name as NAME:PRETRAINED.")
     ] = None,
@@ -31,7 +33,7 @@ def embed(
     on: Annotated[str | None, typer.Option(help="image, text, or image,text; by default what is there.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Views, or captions, encoded at a time.")] = 256,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Threads that read and decode.")] = 1,
-    fit: Annotated[str, typer.Option(help="Images that are not square: crop or pad.")] = "crop",
+    fit: Annotated[Literal["crop", "pad"], typer.Option(help="What is done to images that are not square.")] = "crop",
     background: Annotated[str | None, typer.Option(help="Colour where masks leave out a view, as '#ffffff'.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     imported: Annotated[
@@ -48,12 +50,14 @@ def embed(
     from rich.progress import Progress
 
     from mvcore_data.embed import Encoded, embed_store
+    from mvcore_data.packed_cache import as_store
     from mvcore_data.source_images import parse_colour
     from mvcore_data.store import ViewStore
 
     if (encoder is None) == (imported is None):
         raise ConfigError("give either --encoder, which makes the vectors, or --import, a file that holds them")
     kinds = _kinds(on)
+    store = as_store(store)
     with ViewStore(store) as opened:
         if imported is not None:
             from mvcore_data.embed_import import DuoduoVectors

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mvcore_data import fingerprints
 from mvcore_data.hamming import near_pairs
+from mvcore_data.packed_cache import as_store
 from mvcore_data.store import ViewStore
 
 RADIUS = 10
@@ -88,7 +89,7 @@ class Overlap:
 
 
 def open_side(text: str) -> Side:
-    """Opens `STORE` or `STORE#SPLIT`; `demo` is the embedded store.
+    """Opens `STORE` or `STORE#SPLIT`; `demo` is the embedded store, and a folder of images is packed once.
 
     Raises:
         DataError: no such store, or the split is empty.
@@ -99,7 +100,7 @@ def open_side(text: str) -> Side:
         from mvcore_data.demo import store_path
 
         path = str(store_path())
-    store = ViewStore(Path(path).expanduser())
+    store = ViewStore(as_store(Path(path).expanduser()))
     if not mark:
         return Side(text, store, list(range(len(store))))
     splits = store.splits()
