@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torchvision.transforms import v2
 
 from mvcore.blame import blamed_on
+from mvcore.dense_grid import DenseGrid, sample_dense
 from mvcore.errors import ConfigError, PluginError
-from mvcore.images import split_images, split_objects, to_rgb
+from mvcore.fitting import Fitting, as_pixels, as_points
+from mvcore.images import split_images, split_objects
 from mvcore.parts import Backbone
 from mvcore.specs import BATCH_FIELDS, STATE, Axis
 from mvcore.types import Features, ViewBatch
@@ -259,9 +259,58 @@ class Model:
         sums = torch.zeros(len(counts), views.shape[1], device=views.device).index_add_(0, owner, views)
         return sums / counts[:, None]
 
-    def dense(self, images: Images) -> Tensor:
-        """(N, C, h, w) patch features of N images, as `encode_images` takes them."""
-        return self._in_chunks(self.prepare(split_images(images)), "dense")
+    def dense(self, images: Images, *, per_pixel: bool = False) -> Tensor:
+        """(N, C, h, w) feature maps of N images; `dense_grid` says where their cells lie.
+
+        A model that takes any size sees each image whole; another one sees what `encode_images` shows it, its middle
+        square.
+
+        Args:
+            images: as `encode_images` takes them.
+            per_pixel: one vector for each pixel of the images, (N, C, H, W): what `keypoints` gives at (x + 0.5,
+                y + 0.5) for the pixel in column x and row y.
+
+        Raises:
+            ConfigError: no image, maps of several sizes, or pixels that the model does not see.
+        """
+        pixels = [as_pixels(image) for image in split_images(images)]
+        if per_pixel:
+            sizes = {tuple(image.shape[1:]) for image in pixels}
+            if len(sizes) != 1:
+                raise ConfigError(f"a map of pixels needs images of one size, not of {sorted(sizes)}")
+            height, width = sizes.pop()
+            centres = DenseGrid.tiling(height, width, width, height).centres(dtype=torch.float64)
+            found = self._at_points(pixels, centres.flatten(0, 1).expand(len(pixels), -1, -1))
+            return found.transpose(1, 2).unflatten(2, (height, width))
+        maps = self._maps(pixels)
+        sizes = {tuple(dense.shape[1:]) for dense in maps}
+        if len(sizes) != 1:
+            raise ConfigError(f"the maps differ in size {sorted(sizes)}; give images of one aspect, or each alone")
+        return torch.stack(maps)
+
+    def keypoints(self, images: Images, points: Any) -> Tensor:
+        """(N, P, C) features at P points of each of N images: the map of `dense`, bilinear between its cells.
+
+        Args:
+            images: as `encode_images` takes them, each of any size.
+            points: (N, P, 2) or, of one image, (P, 2), of any real type: (x, y) in continuous pixels of the images as
+                they are given, the upper left corner at (0, 0) and pixel centres at +0.5. P may be 0.
+
+        Raises:
+            ConfigError: no image, points of another shape, not finite, or where the model does not see the image.
+        """
+        pixels = [as_pixels(image) for image in split_images(images)]
+        return self._at_points(pixels, as_points(points, len(pixels)))
+
+    def dense_grid(self, width: int, height: int) -> DenseGrid:
+        """Where the cells of `dense` lie in images of `width` x `height` pixels, as they are given to it.
+
+        Raises:
+            ConfigError: the model takes no such images, or the places of its cells are not known.
+        """
+        fitting = Fitting(width, height, self._cut_to)
+        seen = (width, height) if fitting.size is None else (fitting.size, fitting.size)
+        return fitting.grid(self.backbone.dense_grid(*seen))
 
     def prepare(self, images: Sequence[Any]) -> Tensor:
         """(N, 3, S, S) uint8 of images as `encode_images` takes them, as the model sees them.
@@ -269,19 +318,48 @@ class Model:
         The shorter side is resized to the model's size (bicubic, antialiased) and the central square taken.
         """
         size = self.backbone.image_size
-        prepared: list[Tensor] = []
-        for image in images:
-            pixels = torch.from_numpy(np.array(to_rgb(image), order="C")).permute(2, 0, 1)
-            if size is not None and pixels.shape[1:] != (size, size):
-                pixels = v2.functional.resize(pixels, [size], v2.InterpolationMode.BICUBIC, antialias=True)
-                pixels = v2.functional.center_crop(pixels, [size, size])
-            prepared.append(pixels)
+        pixels = [as_pixels(image) for image in images]
+        prepared = [Fitting(image.shape[2], image.shape[1], size).apply(image) for image in pixels]
         if not prepared:
             raise ConfigError("no image given")
         sizes = {tuple(pixels.shape[1:]) for pixels in prepared}
         if len(sizes) > 1:
             raise ConfigError(f"{self.name} takes images as they are; make these of one size: {sorted(sizes)}")
         return torch.stack(prepared)
+
+    @property
+    def _cut_to(self) -> int | None:
+        """The side of the square that is cut out of images for maps; None = images are taken whole."""
+        return None if self.backbone.any_size else self.backbone.image_size
+
+    def _maps(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """The maps (C, h, w) of images (3, H, W); those of one size go through together."""
+        if not pixels:
+            raise ConfigError("no image given")
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row, image in enumerate(pixels):
+            groups.setdefault((image.shape[2], image.shape[1]), []).append(row)
+        maps: dict[int, Tensor] = {}
+        for (width, height), rows in groups.items():
+            fitting = Fitting(width, height, self._cut_to)
+            found = self._in_chunks(torch.stack([fitting.apply(pixels[row]) for row in rows]), "dense")
+            maps |= dict(zip(rows, found, strict=True))
+        return [maps[row] for row in range(len(pixels))]
+
+    def _at_points(self, pixels: Sequence[Tensor], points: Tensor) -> Tensor:
+        fittings = [Fitting(image.shape[2], image.shape[1], self._cut_to) for image in pixels]
+        for row, (fitting, own) in enumerate(zip(fittings, points, strict=True)):
+            fitting.check_inside(own, row)
+        found: list[Tensor] = []
+        for dense, fitting, own in zip(self._maps(pixels), fittings, points, strict=True):
+            grid = self.dense_grid(fitting.width, fitting.height)
+            if tuple(dense.shape[1:]) != (grid.rows, grid.columns):
+                shape = f"{dense.shape[1]} x {dense.shape[2]}"
+                raise PluginError(
+                    f"{self.name}: an adapter made a map of {shape} cells of {grid.rows} x {grid.columns}"
+                )
+            found.append(sample_dense(dense[None], own[None].to(dense.device), grid)[0])
+        return torch.stack(found)
 
     def _in_chunks(self, images: Tensor, key: str) -> Tensor:
         chunks = [ViewBatch.make([1] * len(c), images=c) for c in images.split(self.views_per_batch)]

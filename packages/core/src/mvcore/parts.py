@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mvcore.dense_grid import DenseGrid
 from mvcore.types import Features, ViewBatch
 
 
@@ -24,6 +26,7 @@ class Backbone(nn.Module, ABC):
         dims: width of each feature that it can give, as `{"view": 512, "text": 512}`.
         provides: the features that it can give.
         image_size: side in pixels of the square images that it wants, or None where any size will do.
+        any_size: whether it also takes whole images of another size, square or not.
         library: whose model it is: `open_clip`, `timm`, ...; `mvcore export --to` names the same.
         origin: `{"id": ...}` and the options that it was made with; set by whoever makes it.
         embeddings: the tag of stored vectors that may stand for this model's own, where it is asked to use them.
@@ -33,6 +36,7 @@ class Backbone(nn.Module, ABC):
     dims: Mapping[str, int]
     provides: frozenset[str]
     image_size: int | None
+    any_size: bool = False
     library: str
     origin: Mapping[str, Any] = MappingProxyType({})
     embeddings: str | None = None
@@ -65,6 +69,33 @@ class Backbone(nn.Module, ABC):
         Raises:
             MvcoreError: stored vectors that it shall use do not fit it.
         """
+
+    def dense_grid(self, width: int, height: int) -> DenseGrid:
+        """Where the cells of `dense` lie in images of a size that it takes.
+
+        Args:
+            width, height: of the images as they come in a batch, in pixels.
+
+        Raises:
+            ConfigError: such images are not taken, there is no map, or the places of its cells are not known.
+        """
+        from mvcore.errors import ConfigError
+
+        raise ConfigError(f"{type(self).__name__}: the places of the cells of its map are not known")
+
+    def dense_at(self, **changes: Any) -> AbstractContextManager[None]:
+        """Other settings of the map for a while: what is named changes inside the context and is restored after it.
+
+        The weights and the library's module are not touched. A backbone says which settings it has.
+
+        Raises:
+            ConfigError: a setting that it has not, or a value that it cannot have.
+        """
+        from mvcore.errors import ConfigError
+
+        raise ConfigError(
+            f"{type(self).__name__}: its map has no settings that could be changed ({', '.join(changes)})"
+        )
 
     def add_branch(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeAlias
@@ -20,10 +20,18 @@ Known: TypeAlias = Callable[[ViewBatch], Tensor | None]
 
 
 @dataclass(frozen=True)
-class _Branch:
+class Branch:
+    """A feature by another way from a block on.
+
+    Args:
+        first_block: the block that it starts from; the number of blocks = what follows the last one.
+        run: from the tokens before that block to the feature.
+        known: gives those tokens where they need not be computed.
+    """
+
     first_block: int
     run: Run
-    known: Known | None
+    known: Known | None = None
 
 
 @dataclass
@@ -37,7 +45,7 @@ class Branches:
 
     visual: nn.Module
     owner: str
-    _branches: dict[str, _Branch] = field(default_factory=dict[str, _Branch])
+    _branches: dict[str, Branch] = field(default_factory=dict[str, Branch])
 
     @cached_property
     def stages(self) -> Stages:
@@ -61,18 +69,25 @@ class Branches:
             PluginError: a tower or attention that is not known.
         """
         self.stages.check_crossing(first_block, self.owner)
-        self._branches[key] = _Branch(first_block, run, known)
+        self._branches[key] = Branch(first_block, run, known)
 
     def encode(
-        self, pixels: Callable[[], Tensor], batch: ViewBatch, keys: frozenset[str], *, view: bool
+        self,
+        pixels: Callable[[], Tensor],
+        batch: ViewBatch,
+        keys: frozenset[str],
+        *,
+        view: bool,
+        taps: Mapping[str, Branch] | None = None,
     ) -> dict[str, Tensor]:
         """The features of the branches `keys` and, with `view`, the tower's own vectors; what they share runs once.
 
         Args:
             pixels: gives normalised images; not called where no block needs them.
+            taps: further features of this call alone, as a map of patches between two blocks.
         """
         features: dict[str, Tensor] = {}
-        waiting: list[tuple[str, _Branch]] = []
+        waiting: list[tuple[str, Branch]] = list((taps or {}).items())
         for key in sorted(keys):
             branch = self._branches[key]
             tokens = None if branch.known is None else branch.known(batch)
@@ -85,7 +100,7 @@ class Branches:
         return features
 
     def _through(
-        self, tokens: Tensor, batch: ViewBatch, waiting: list[tuple[str, _Branch]], view: bool
+        self, tokens: Tensor, batch: ViewBatch, waiting: list[tuple[str, Branch]], view: bool
     ) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
         reached = 0

@@ -12,14 +12,14 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from mvcore.encoders.attention_sites import AttentionSite, attention_sites
-from mvcore.encoders.branches import Branches, Known, Run
+from mvcore.dense_grid import DenseGrid
+from mvcore.encoders.image_backbone import ImageBackbone
 from mvcore.encoders.open_clip_loading import load_open_clip
 from mvcore.encoders.options import DenseOptions
 from mvcore.encoders.text_cache import TextCache, on_device, with_stored
 from mvcore.encoders.towers import vision_tower
 from mvcore.errors import ConfigError, DataError
-from mvcore.parts import Backbone, StoredEmbeddings, StoredTexts
+from mvcore.parts import StoredEmbeddings, StoredTexts
 from mvcore.types import ViewBatch
 
 _TOKENS_AT_ONCE = (512, 16384)
@@ -27,13 +27,11 @@ _TOKENS_AT_ONCE = (512, 16384)
 _TOKEN_CACHE = 200_000
 
 
-class OpenClip(Backbone):
+class OpenClip(ImageBackbone):
     """Features of an open_clip model: `view`, `text`, `dense`, `logit_scale` and, where it has one, `logit_bias`.
 
-    Images come in as uint8 and are normalised on the device with the model's own mean and deviation. Vectors are as the
-    model gives them, not normalised. Equal captions of a batch are encoded once; while the text tower is frozen their
-    embeddings are kept, in float32, and cost nothing from the second time on. What does not train stays in eval mode.
-    With parametrized weights (LoRA) the caller encodes inside `torch.nn.utils.parametrize.cached()`.
+    Vectors are as the model gives them, not normalised. Equal captions of a batch are encoded once; while the text
+    tower is frozen their embeddings are kept, in float32, and cost nothing from the second time on.
 
     Args:
         model, pretrained, train, dense, text_cache, text_cache_mb, embeddings: see `OpenClipOptions`.
@@ -45,8 +43,6 @@ class OpenClip(Backbone):
     """
 
     library = "open_clip"
-    _mean: Tensor
-    _std: Tensor
 
     def __init__(
         self,
@@ -60,36 +56,27 @@ class OpenClip(Backbone):
     ) -> None:
         super().__init__()
         loaded = load_open_clip(model, pretrained)
-        self.name = model
         self.clip: Any = loaded.model
+        visual = self.clip.visual
+        self._set_up(model, visual, visual.image_mean, visual.image_std, never=("text_decoder.",))
         self._make_tokenizer = loaded.tokenizer
         self._config = loaded.config
         self.image_size = self._square_size()
         self._tower = vision_tower(
-            self.clip.visual, model, dense if isinstance(dense, DenseOptions) else DenseOptions(**(dense or {}))
+            visual, model, dense if isinstance(dense, DenseOptions) else DenseOptions(**(dense or {}))
         )
         self._tower.check_dense()
-        self._branches = Branches(self.clip.visual, model)
-        self._preprocessing: list[Callable[[Tensor], Tensor]] = []
         width = loaded.embed_dim
         dense_width = width if self._tower.dense.space == "text" else self._tower.map_width()
         self.dims = {"view": width, "text": width, "dense": dense_width}
         bias = {"logit_bias"} if self.clip.logit_bias is not None else set[str]()
         self.provides = frozenset({"view", "text", "dense", "logit_scale"} | bias)
-        for name, values in (("_mean", self.clip.visual.image_mean), ("_std", self.clip.visual.image_std)):
-            self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-        # What the library itself keeps fixed (a sine position table) and what gives no feature never trains.
-        self._can_train = {
-            parameter: parameter.requires_grad and not name.startswith("text_decoder.")
-            for name, parameter in self.clip.named_parameters()
-        }
         self._text_parts, self._text_loose = self._text_tower()
         self._text_cache = TextCache(width, text_cache_mb * 1_000_000) if text_cache else None
         self.embeddings = embeddings
         self._stored_texts: list[StoredTexts] = []
         self._untouched_text = self._text_marks()
         self._tokens: dict[str, Tensor] = {}
-        self._active: list[nn.Module] = []
         self.set_trainable(train)
 
     @property
@@ -99,10 +86,6 @@ class OpenClip(Backbone):
     def library_config(self) -> dict[str, Any]:
         """What open_clip needs to make the model again from a folder: `open_clip_config.json`."""
         return {"model_cfg": dict(self._config), "preprocess_cfg": open_clip.get_model_preprocess_cfg(self.clip)}
-
-    def preprocessing(self) -> Mapping[str, Any]:
-        """The mean and the deviation that images are normalised with, in 0 to 1."""
-        return {"mean": list(self.clip.visual.image_mean), "std": list(self.clip.visual.image_std)}
 
     def connect(self, sources: Mapping[str, Any]) -> None:
         """Finds the stored vectors of captions that `embeddings` asks for.
@@ -129,13 +112,17 @@ class OpenClip(Backbone):
         ]
 
     @property
-    def n_blocks(self) -> int:
-        """How many vision blocks there are; a hierarchical tower's stages count as blocks."""
-        return len(self._tower.blocks)
+    def blocks(self) -> Sequence[nn.Module]:
+        return self._tower.blocks
 
-    @property
-    def device(self) -> torch.device:
-        return self.clip.logit_scale.device
+    def last_blocks(self, count: int) -> list[nn.Module | nn.Parameter]:
+        return self._tower.last_blocks(count)
+
+    def dense_grid(self, width: int, height: int) -> DenseGrid:
+        if width != self.image_size or height != self.image_size:
+            size = f"{self.image_size}x{self.image_size}"
+            raise ConfigError(f"images are {width}x{height} but {self.name} takes {size}; set image_size")
+        return self._tower.grid(width)
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
@@ -146,48 +133,6 @@ class OpenClip(Backbone):
         """
         return self._make_tokenizer()
 
-    def add_branch(self, key: str, first_block: int, run: Run, known: Known | None = None) -> None:
-        self._branches.add(key, first_block, run, known)
-        self.dims = {**self.dims, key: self.dims["view"]}
-        self.provides |= {key}
-
-    def add_preprocessing(self, run: Callable[[Tensor], Tensor]) -> None:
-        self._preprocessing.append(run)
-
-    def attention_sites(self) -> list[AttentionSite]:
-        """The query, key and value weights of the vision blocks, in order.
-
-        Raises:
-            ConfigError: the blocks hold no attention.
-            PluginError: attention of an unknown class.
-        """
-        return attention_sites(self._tower.blocks, self.name)
-
-    def set_trainable(self, mode: str) -> None:
-        kind, _, count = mode.partition(":")
-        if kind not in ("none", "all", "last") or (kind == "last") != count.isdigit():
-            raise ConfigError(f"{self.name}: train must be none, all or last:N, not {mode!r}")
-        parts: list[nn.Module | nn.Parameter] = {"none": [], "all": [self.clip]}.get(kind) or []
-        if kind == "last":
-            parts = self._tower.last_blocks(int(count))
-        chosen: set[int] = set()
-        for part in parts:
-            chosen |= {id(part)} if isinstance(part, nn.Parameter) else {id(p) for p in part.parameters()}
-        # Not an adapter's factors, which may stand among the model's parameters by now.
-        for parameter, can_train in self._can_train.items():
-            parameter.requires_grad_(can_train and id(parameter) in chosen)
-        self._active = [part for part in parts if isinstance(part, nn.Module)]
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> OpenClip:
-        """Training mode for what trains only: a frozen part draws no dropout and updates no running statistics."""
-        super().train(mode)
-        if mode:
-            self.clip.eval()
-            for part in self._active:
-                part.train()
-        return self
-
     def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
         """The features `keys` of a batch; `view` and `dense` share one pass.
 
@@ -195,10 +140,7 @@ class OpenClip(Backbone):
             ConfigError: a feature that the model has not, or images of another size than it takes.
             DataError: no images in the batch.
         """
-        unknown = keys - self.provides
-        if unknown:
-            has = ", ".join(sorted(self.provides))
-            raise ConfigError(f"{self.name} has no feature {', '.join(sorted(unknown))} (it has: {has})")
+        self._check_keys(keys)
         features: dict[str, Tensor] = {}
         crossing = keys & self._branches.keys
         if crossing:
@@ -212,15 +154,6 @@ class OpenClip(Backbone):
             features[key] = getattr(self.clip, key).reshape(())
         return features
 
-    def _pixels(self, batch: ViewBatch, keys: frozenset[str]) -> Tensor:
-        if batch.images is None:
-            made = ", ".join(sorted(keys & ({"view", "dense"} | self._branches.keys)))
-            raise DataError(f"{self.name} makes {made} from images; there are none")
-        pixels = self.normalise(batch.images)
-        for run in self._preprocessing:
-            pixels = run(pixels)
-        return pixels
-
     def _encode_images(self, pixels: Tensor, keys: frozenset[str]) -> dict[str, Tensor]:
         if "dense" not in keys:
             # CoCa normalises unless it is told not to.
@@ -228,23 +161,9 @@ class OpenClip(Backbone):
         view, dense = self._tower.encode(pixels, view="view" in keys)
         return {"dense": dense} if view is None else {"view": view, "dense": dense}
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> the same in the model's type, with its own mean and deviation, on its device.
-
-        Raises:
-            ConfigError: not RGB uint8, or another size than the model takes.
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ConfigError(f"images must be (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}")
-        if tuple(images.shape[2:]) != (self.image_size, self.image_size):
-            size = "x".join(str(side) for side in images.shape[2:])
-            raise ConfigError(
-                f"images are {size} but {self.name} takes {self.image_size}x{self.image_size}; set image_size"
-            )
-        # Sources give their pixels as they were decoded, channels last; the type's copy puts them in order as well.
-        pixels = images.to(self.device, non_blocking=True)
-        pixels = pixels.to(self._mean.dtype, memory_format=torch.contiguous_format)
-        return (pixels - self._mean) / self._std
+    def _fitted(self, pixels: Tensor) -> Tensor:
+        self._check_square(pixels)
+        return pixels
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """(T, D) embeddings of T captions; each distinct one is encoded once."""

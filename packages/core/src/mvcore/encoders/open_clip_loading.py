@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +14,12 @@ from typing import Any
 import open_clip
 from torch import nn
 
+from mvcore.encoders.library import WEIGHT_SUFFIXES, loading, one_line
 from mvcore.errors import WeightsError
 from mvcore.paths import PACKAGE, resolve_path
 from mvcore.suggest import did_you_mean
 
 _SCHEMAS = ("hf-hub:", "local-dir:")
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _register_file(path: Path) -> tuple[str, Mapping[str, Any]]:
         preprocess = content.get("preprocess_cfg", {})
         missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{path} is not an open_clip model config: {_one_line(error)}") from error
+        raise WeightsError(f"{path} is not an open_clip model config: {one_line(error)}") from error
     if missing:
         raise WeightsError(f"{path} is not an open_clip model config: it lacks {', '.join(missing)}")
     # Named by content: a file called ViT-B-32.json must not replace the library's own model of that name.
@@ -117,13 +115,13 @@ def resolve_weights(name: str, model: str, pretrained: str | None) -> str | None
         _check_activation(name, model, pretrained, tag)
         return pretrained
     is_path = pretrained.startswith((PACKAGE, "~", ".", "/")) or Path(pretrained).exists()
-    if not is_path and not pretrained.endswith(_WEIGHT_SUFFIXES):
+    if not is_path and not pretrained.endswith(WEIGHT_SUFFIXES):
         tags = open_clip.list_pretrained_tags_by_model(name)
         has = f"; it has: {', '.join(tags)}" if tags else "; it has none, so give a weight file or null"
         raise WeightsError(f"model {model} has no weights {pretrained!r}{did_you_mean(pretrained, tags) or has}")
     path = resolve_path(pretrained, what="weight file", error=WeightsError)
-    if not path.is_file() or path.suffix not in _WEIGHT_SUFFIXES:
-        raise WeightsError(f"{path} is not a weight file; mvcore reads {', '.join(_WEIGHT_SUFFIXES)}")
+    if not path.is_file() or path.suffix not in WEIGHT_SUFFIXES:
+        raise WeightsError(f"{path} is not a weight file; mvcore reads {', '.join(WEIGHT_SUFFIXES)}")
     return str(path)
 
 
@@ -137,7 +135,7 @@ def _check_activation(name: str, model: str, tag_name: str, tag: Mapping[str, An
 
 
 def _create(name: str, model: str, weights: str | None, *, hub: bool, **options: Any) -> LoadedClip:
-    with _loading(f"{model} with weights {weights}" if weights else model, hub=hub):
+    with loading(f"{model} with weights {weights}" if weights else model, hub=hub):
         network = open_clip.create_model(name, weights, weights_only=True, pretrained_text=False, **options)
         config = _config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
@@ -153,60 +151,5 @@ def _config(name: str) -> dict[str, Any]:
 
 def _tokenizer(name: str, model: str, wanted: str | None) -> Callable[[list[str]], Any]:
     hub = name.startswith("hf-hub:") or (wanted is not None and not name.startswith("local-dir:"))
-    with _loading(f"the tokenizer {wanted or ''} of {model}", hub=hub):
+    with loading(f"the tokenizer {wanted or ''} of {model}", hub=hub):
         return open_clip.get_tokenizer(name)
-
-
-@contextmanager
-def _loading(what: str, *, hub: bool) -> Iterator[None]:
-    """Turns whatever goes wrong into one line, and keeps the library's logging to itself.
-
-    open_clip writes to the root logger, which it would also configure for the whole program. It, torch, safetensors and
-    the hub's client each raise errors of their own, which all mean the same to the user.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with _hub_or_cache() if hub else nullcontext():
-            yield
-    except ImportError as error:
-        missing = error.name or _one_line(error)
-        raise WeightsError(f"cannot load {what}: it needs {missing}; pip install {missing}") from error
-    except Exception as error:
-        raise WeightsError(f"cannot load {what}: {_reason(error)}") from error
-    finally:
-        logging.disable(before)
-
-
-@contextmanager
-def _hub_or_cache() -> Iterator[None]:
-    """Without a way to the hub, only its local cache is asked: the hub's client would retry for most of a minute."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    before = constants.HF_HUB_OFFLINE
-    if not before:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=5)
-        except Exception:
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _reason(error: BaseException) -> str:
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
-            return "it is not in the local cache, and the hub cannot be reached; give a local file or folder instead"
-        cause = cause.__cause__ or cause.__context__
-    return _one_line(error)
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]} ..."

@@ -17,6 +17,12 @@ from mvcore.paths import PACKAGE, resolve_path
 _TRAIN = re.compile(r"none|all|last:[1-9][0-9]*")
 
 
+def _checked_mode(train: str) -> str:
+    if not _TRAIN.fullmatch(train):
+        raise ValueError(f"train must be none, all or last:N (N blocks, at least 1), not {train!r}")
+    return train
+
+
 class DenseOptions(Options):
     """Where the feature `dense` (N, C, h, w) is taken.
 
@@ -74,9 +80,7 @@ class OpenClipOptions(Options):
     @field_validator("train")
     @classmethod
     def _known_mode(cls, train: str) -> str:
-        if not _TRAIN.fullmatch(train):
-            raise ValueError(f"train must be none, all or last:N (N blocks, at least 1), not {train!r}")
-        return train
+        return _checked_mode(train)
 
     def provides(self) -> frozenset[str]:
         """The features that the model can give, as far as its config is at hand without loading anything."""
@@ -84,6 +88,60 @@ class OpenClipOptions(Options):
         config = _config_at_hand(self.model)
         has_bias = config is None or config.get("init_logit_bias") is not None
         return features | {"logit_bias"} if has_bias else features
+
+
+class TimmDenseOptions(Options):
+    """Where the feature `dense` (N, C, h, w) of a timm model is taken.
+
+    Args:
+        layer: index of the block (a hierarchical model's stage) whose output it is, negative from the end; None = the
+            model's final map.
+        norm: whether the model's final norm acts on it; None = on the final map and on no other. `layer: -1` is thus
+            the last block's output before the norm, and `layer: -4, norm: true` what DINOv2 gives of a middle block.
+    """
+
+    layer: int | None = None
+    norm: bool | None = None
+
+
+class TimmOptions(Options):
+    """Options of `core.timm`.
+
+    Args:
+        model: a timm name, with a tag or without (`vit_base_patch14_dinov2.lvd142m`), `hf-hub:org/repo` or
+            `local-dir:folder`.
+        pretrained: true for the weights of the model's tag or its first one, a tag, a file of weights (safetensors or
+            torch; a path or `package:pkg/file`), or null for random weights. `hf-hub:` and `local-dir:` bring their
+            own.
+        train: what of the model trains: `none`, `all`, or `last:N`, the last N blocks and what follows them.
+        image_size: side of the square images that sources give; null = the model's own. Another than its own only
+            where the model can resample its positions, or has none.
+        patches: how many patches the longer side of an image is divided into, by resizing the image on the device
+            before the first layer; null = as many as fit into `image_size`. The shorter side has as many as fit.
+        stride: pixels between patches, a divisor of the patch's side; null = the patch's side. With half of it the map
+            has about twice the rows and columns, and a pass takes 4 times the tokens.
+        dense: where the feature `dense` is taken.
+    """
+
+    model: str
+    pretrained: bool | str | None = None
+    train: str = "none"
+    image_size: int | None = Field(default=None, ge=1)
+    patches: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1)
+    dense: TimmDenseOptions = TimmDenseOptions()
+
+    @field_validator("model")
+    @classmethod
+    def _named(cls, model: str) -> str:
+        if not model.strip():
+            raise ValueError("model is empty; write a timm name such as vit_small_patch14_dinov2.lvd142m")
+        return model
+
+    @field_validator("train")
+    @classmethod
+    def _known_mode(cls, train: str) -> str:
+        return _checked_mode(train)
 
 
 class StoredFeaturesOptions(Options):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mvcore.encoders.across_views import ViewSegments, attending_across, attention_over
+from mvcore.encoders.strided import strided_rope, strided_tokens
 from mvcore.errors import ConfigError, PluginError
 
 
@@ -111,7 +112,13 @@ class OpenClipStages(Stages):
 
 
 class TimmStages(Stages):
-    """timm's VisionTransformer, alone or as the trunk of an open_clip model with a head of its own."""
+    """timm's VisionTransformer, alone or as the trunk of an open_clip model with a head of its own.
+
+    Attributes:
+        stride: pixels between patches; None = the model's own, without overlap.
+    """
+
+    stride: int | None = None
 
     def __init__(self, trunk: nn.Module, head: nn.Module | None = None) -> None:
         self.trunk: Any = trunk
@@ -124,7 +131,11 @@ class TimmStages(Stages):
 
     def embed(self, images: Tensor) -> Tensor:
         trunk = self.trunk
-        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        if self.stride is None:
+            tokens = trunk._pos_embed(trunk.patch_embed(images))
+        else:
+            tokens = strided_tokens(trunk, images, self.stride)
+        return trunk.norm_pre(trunk.patch_drop(tokens))
 
     def finish(self, tokens: Tensor) -> Tensor:
         normed = self.trunk.norm(tokens)
@@ -146,8 +157,14 @@ class EvaStages(TimmStages):
     _rope: Tensor | None = None
 
     def embed(self, images: Tensor) -> Tensor:
-        tokens, self._rope = self.trunk._pos_embed(self.trunk.patch_embed(images))
-        return self.trunk.norm_pre(tokens)
+        trunk = self.trunk
+        if self.stride is None:
+            tokens, self._rope = trunk._pos_embed(trunk.patch_embed(images))
+        else:
+            patch, size = trunk.patch_embed.patch_size[0], (images.shape[2], images.shape[3])
+            self._rope = strided_rope(trunk.rope, size, patch, self.stride)
+            tokens = strided_tokens(trunk, images, self.stride)
+        return trunk.norm_pre(tokens)
 
     def _call(self, block: nn.Module, tokens: Tensor) -> Tensor:
         return block(tokens, rope=self._rope)

@@ -11,6 +11,8 @@ import open_clip.timm_model
 import open_clip.transformer
 from torch import Tensor, nn
 
+from mvcore.dense_grid import DenseGrid
+from mvcore.encoders.cells import not_tiling
 from mvcore.encoders.options import DenseOptions
 from mvcore.errors import ConfigError, PluginError
 
@@ -39,6 +41,14 @@ class VisionTower(ABC):
     @abstractmethod
     def map_width(self) -> int:
         """C of the maps in the tower's own space."""
+
+    def grid(self, size: int) -> DenseGrid:
+        """Where the cells of the maps lie in images of `size` x `size` pixels.
+
+        Raises:
+            ConfigError: their places are not known.
+        """
+        raise ConfigError(f"{self.owner}: the places of the cells of its map are not known: its steps down overlap")
 
     def check_dense(self) -> None:
         """Whether the maps asked for can be had.
@@ -85,6 +95,10 @@ class ClassTokenTower(VisionTower):
 
     def map_width(self) -> int:
         return self.visual.conv1.out_channels
+
+    def grid(self, size: int) -> DenseGrid:
+        patch = self.visual.conv1.kernel_size[0]
+        return DenseGrid.of_patches(size, size, patch, patch)
 
     def encode(self, images: Tensor, *, view: bool) -> tuple[Tensor | None, Tensor]:
         dropout = self.visual.patch_dropout
@@ -151,6 +165,14 @@ class TimmTower(VisionTower):
         if layer is None:
             return self.trunk.num_features
         return self.trunk.feature_info[layer]["num_chs"]
+
+    def grid(self, size: int) -> DenseGrid:
+        layer = self.layer_index()
+        fault = not_tiling(self.trunk)
+        if fault:
+            raise ConfigError(f"{self.owner}: the places of the cells of its map are not known: {fault}")
+        cell = int(self.trunk.feature_info[-1 if layer is None else layer]["reduction"])
+        return DenseGrid.of_patches(size, size, cell, cell)
 
     def encode(self, images: Tensor, *, view: bool) -> tuple[Tensor | None, Tensor]:
         layer = self.layer_index()
