@@ -1,4 +1,4 @@
-"""What core itself brings: the open_clip backbone, two image-text losses, measurements, a recipe and the checks."""
+"""What core itself brings: the open_clip and timm backbones, two losses, measurements, a recipe and the checks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
             factory="mvcore.encoders.open_clip:OpenClip",
             config="mvcore.encoders.options:OpenClipOptions",
             provides={"view", "text", "dense", "logit_scale", "logit_bias"},
+        ),
+        EncoderSpec(
+            name="timm",
+            summary="Any timm model, unmodified: views and dense features, by name, hf-hub: or local-dir:",
+            factory="mvcore.encoders.timm:Timm",
+            config="mvcore.encoders.options:TimmOptions",
+            provides={"view", "dense"},
         ),
         EncoderSpec(
             name="embeddings",
