@@ -308,12 +308,18 @@ PLAIN = st.recursive(
 ARGS = st.dictionaries(NAMES.filter(lambda name: name not in Part.model_fields), PLAIN, max_size=3)
 
 
+SCHEDULES = st.fixed_dictionaries(
+    {"schedule": st.sampled_from(["linear", "cosine"]), "to": st.floats(0, 2), "start": st.integers(0, 9)},
+    optional={"from": st.floats(0, 2), "steps": st.integers(1, 9), "warmup": st.integers(0, 9)},
+)
+
+
 @st.composite
 def configurations(draw: st.DrawFn) -> RunConfig:
     """Any parts with any plain options, and some settings."""
     on = st.none() | st.lists(NAMES, min_size=1, max_size=2)
     data = draw(st.dictionaries(NAMES, ARGS, min_size=1, max_size=2))
-    losses = draw(st.dictionaries(NAMES, st.tuples(ARGS, st.floats(-2, 2), on), min_size=1, max_size=2))
+    losses = draw(st.dictionaries(NAMES, st.tuples(ARGS, st.floats(0, 2) | SCHEDULES, on), min_size=1, max_size=2))
     values = {
         "plugins": draw(st.lists(WORDS, max_size=2)),
         "control": draw(st.booleans()),

@@ -20,6 +20,7 @@ from mvcore.config import (
 )
 from mvcore.config_base import Options
 from mvcore.config_layers import Layers, parse_yaml
+from mvcore.training.weights import WeightSchedule
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type[Options]] = {
     "## Top level": RunConfig,
     "## `data`": SourcePart,
     "## `losses`": LossPart,
+    "A `weight` of keys:": WeightSchedule,
     "## `trainers`": TrainerPart,
     "## `optimizer`": OptimizerSettings,
     "An entry of `groups`:": ParameterGroup,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mvcore.config_base import Options
+from mvcore.training.weights import Weight
 
 DEFAULT_BATCH = 64
 """Objects or views of a step where a source says nothing about it."""
@@ -40,7 +41,7 @@ class Part(Options):
 
     def flat(self) -> dict[str, Any]:
         """As it stands in YAML: reserved keys and the part's options side by side, others like them under `args`."""
-        values = self.model_dump(mode="json", exclude={"args"}, exclude_none=True)
+        values = self.model_dump(mode="json", by_alias=True, exclude={"args"}, exclude_none=True)
         hidden = {name: value for name, value in self.args.items() if name in type(self).model_fields}
         plain = {name: value for name, value in self.args.items() if name not in hidden}
         return {**values, **plain, **({"args": hidden} if hidden else {})}
@@ -124,7 +125,7 @@ class SourcePart(Part):
 class LossPart(Part):
     """A loss term: its weight in the sum and the sources whose rows it gets (default: every source that fits)."""
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     on: tuple[str, ...] | None = Field(default=None, min_length=1)
 
 

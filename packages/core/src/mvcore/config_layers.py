@@ -72,6 +72,10 @@ class Layers:
             if isinstance(value, Mapping):
                 if here == ("validate", "on"):
                     below = into[key] = listed_entries(below)
+                if _is_weight(here) and isinstance(below, (int, float)):
+                    # A schedule's keys laid over a number keep it.
+                    below, self.sources[(*here, "to")] = {"to": below}, self.source_of(here)
+                    into[key] = below
                 changed = isinstance(below, dict) and "id" in value and value["id"] != below.get("id", key)
                 if not isinstance(below, dict) or changed:
                     self._forget(here)
@@ -110,6 +114,10 @@ class Layers:
 
 def _is_part(path: KeyPath) -> bool:
     return (len(path) == 2 and path[0] in PART_SECTIONS) or (len(path) == 3 and path[0] == "validate")
+
+
+def _is_weight(path: KeyPath) -> bool:
+    return len(path) == 3 and path[0] == "losses" and path[2] == "weight"
 
 
 def parse_set(assignment: str) -> tuple[KeyPath, Any]:

@@ -13,6 +13,7 @@ from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.parts import DescribedDataset
 from mvcore.report.tables import compare
 from mvcore.run_folder import RunRecord, read_config, read_record, write_text
+from mvcore.training.weights import describe
 
 TRAINING_DATA = "training_data.json"
 CARD = "README.md"
@@ -95,7 +96,7 @@ def _method(config: RunConfig, record: RunRecord, adapters: str) -> dict[str, st
     return {
         "base": f"{base}; trained of it: {config.encoder.args.get('train', 'none')}",
         "plugins": ", ".join(f"`{Path(plugin).name}`" for plugin in config.plugins) or "none named",
-        "losses": ", ".join(f"`{_named(key, part)}` x {part.weight:g}" for key, part in config.losses.items()),
+        "losses": ", ".join(f"`{_named(key, part)}` x {describe(part.weight)}" for key, part in config.losses.items()),
         "adapters": adapters or "none",
         "trainers": ", ".join(f"`{_named(key, part)}`" for key, part in config.trainers.items()) or "none",
         "training": f"{run.max_steps} steps, {optimizer.name} at {optimizer.lr:g}, seed {record.seed}, {run.precision}",

@@ -247,7 +247,12 @@ def _drop_readers(parts: dict[str, Any], source: str, kind: str, notes: list[str
 def _set_losses(layers: Layers, request: Request, registry: Registry, notes: list[str]) -> None:
     losses = section_of(layers.values, "losses")
     before = set(losses)
-    wanted = dict(_loss_and_weight(text, losses) for text in request.losses)
+    wanted: dict[str, float] = {}
+    for text in request.losses:
+        name, weight = _loss_and_weight(text, losses)
+        if name in wanted:
+            raise ConfigError(f"--loss {text}: {name} was given the weight {wanted[name]:g} before; name it once")
+        wanted[name] = weight
     if request.only_losses:
         if not wanted:
             raise ConfigError("--only-losses keeps the losses named by --loss, and none is named")
@@ -293,6 +298,8 @@ def _loss_and_weight(text: str, losses: Mapping[str, Any]) -> tuple[str, float]:
         value = math.nan
     if not math.isfinite(value):
         raise ConfigError(f"--loss {text!r}: the weight must be a number, as --loss ovt.vc=0.5")
+    if value < 0:
+        raise ConfigError(f"--loss {text!r}: the weight must not be negative; 0 drops the loss")
     named = [name for name, entry in losses.items() if isinstance(entry, Mapping) and entry.get("id", name) == loss]
     return (named[0] if loss not in losses and len(named) == 1 else loss), value
 

@@ -19,6 +19,7 @@ from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.evaluation.runner import evaluate
 from mvcore.evaluation.stored import stored_views
 from mvcore.exporting import export, load_export
+from mvcore.key_path import show_path
 from mvcore.loading import apply_weights
 from mvcore.model import Model, Pipeline
 from mvcore.model_card import write_training_data
@@ -31,6 +32,7 @@ from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipe
 from mvcore.training.fit import Specified, fit, prepare, specifications
 from mvcore.training.planner import Blueprint, Plan, choose, plan
 from mvcore.training.sampling import SourceSampler, SourceSpecification
+from mvcore.training.weights import WeightSchedule
 from mvcore.validation import Written, nowhere
 
 Rows = dict[str, dict[str, EvalResult]]
@@ -79,6 +81,7 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     registry.warn_about_broken(blueprint.plugins | named)
     sources, measured = open_sources(blueprint)
     planned = plan(blueprint, sources, registry)
+    _warn_about_weights(planned)
     _ask_plugins(planned, registry)
     evaluators = {part.name: part.make() for part in blueprint.evaluators} if measured else {}
     if blueprint.evaluators and not measured:
@@ -91,6 +94,14 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     if config.control:
         session.control()  # refuses a control with nothing to train
     return session
+
+
+def _warn_about_weights(planned: Plan) -> None:
+    used = {term.part.name for term in planned.losses}
+    for name, part in planned.config.losses.items():
+        if isinstance(part.weight, WeightSchedule) and name not in used:
+            text = f"its weight is 0 in all {planned.config.run.max_steps} steps ({part.weight})"
+            print(f"warning: {show_path(('losses', name))} is left out: {text}", file=sys.stderr)
 
 
 def _warn_about_pairs(source: SourceSpecification) -> None:

@@ -19,6 +19,7 @@ from mvcore.errors import ConfigError
 from mvcore.plugins import load_plugins
 from mvcore.running import open_session
 from mvcore.training.fit import prepare, quiet
+from mvcore.training.weights import describe
 
 
 def dry(config: RunConfig, layers: Layers, notes: Sequence[str]) -> None:
@@ -38,7 +39,11 @@ def dry(config: RunConfig, layers: Layers, notes: Sequence[str]) -> None:
         if training.module.make_loader is None:
             raise RuntimeError("no loader")
         batches = next(iter(training.module.make_loader(0, 1, 0)))
-        seconds = _timed_steps(training.module.objective, batches, config)
+        objective = training.module.objective
+        terms = objective.terms
+        # The step that takes most: one in which all terms count, or as many of them as ever do together.
+        objective.at_step(max(range(config.run.max_steps), key=lambda step: sum(t.weight_at(step) > 0 for t in terms)))
+        seconds = _timed_steps(objective, batches, config)
     console.print(_summary(session, training, batches))
     steps = config.run.max_steps
     console.print(
@@ -89,7 +94,7 @@ def _summary(session: Any, training: Any, batches: Mapping[str, Any]) -> Table:
             f"{len(dataset)} objects; a batch: {batch.n_objects} objects, {batch.n_views} views, {size}",
         )
     for term in session.plan.losses:
-        table.add_row(f"loss {term.part.name}", f"weight {term.weight:g} on {', '.join(term.sources)}")
+        table.add_row(f"loss {term.part.name}", f"weight {describe(term.weight)} on {', '.join(term.sources)}")
     for term in session.plan.trainers:
         table.add_row(f"trainer {term.part.name}", f"on {', '.join(term.sources)}")
     table.add_row("steps of an epoch", str(training.epoch_steps))

@@ -37,6 +37,7 @@ class Meter(Callback):
         self.noted = noted
         self.latest: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._steps = 0
         self._since = time.perf_counter()
 
@@ -46,10 +47,12 @@ class Meter(Callback):
         if outcome is None:
             return
         values: dict[str, Tensor] = {"train/loss": outcome.total}
-        for term in module.objective.terms:
-            if term.name in outcome.terms:
-                values[f"train/{term.name}"] = outcome.terms[term.name]
-                values[f"train/{term.name}.weighted"] = outcome.terms[term.name] * term.weight
+        for name, weight in outcome.weights.items():
+            value = outcome.terms.get(name)
+            if value is not None:
+                values[f"train/{name}"] = value
+            # A term that does not count in a step adds nothing to its loss, but has no value of its own there.
+            values[f"train/{name}.weighted"] = value * weight if value is not None else outcome.total * 0
         values |= {f"train/{name}": value for name, value in outcome.logged.items()}
         if module.grad_norm is not None:
             values["train/grad_norm"] = module.grad_norm
@@ -57,6 +60,7 @@ class Meter(Callback):
             value = value.detach()
             # After a resume the sum so far is on the host.
             self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._steps += 1
         if trainer.global_step % self.every == 0 or trainer.global_step >= (trainer.max_steps or 0):
             self.flush(trainer, module)
@@ -70,23 +74,24 @@ class Meter(Callback):
         module.check_finite()
         if not self._steps:
             return
-        means = {name: float(value) / self._steps for name, value in self._sums.items()}
+        means = {name: float(value) / self._counts[name] for name, value in self._sums.items()}
         now = time.perf_counter()
         means |= self.noted
         self.noted.clear()
         means["train/lr"] = module.lr
         means["train/steps_per_s"] = self._steps / max(now - self._since, 1e-9)
-        self._sums, self._steps, self._since = {}, 0, now
+        self._sums, self._counts, self._steps, self._since = {}, {}, 0, now
         self.latest = means
         for logger in trainer.loggers:
             logger.log_metrics(means, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         sums = {name: value.cpu() for name, value in self._sums.items()}
-        return {"sums": sums, "steps": self._steps, "noted": dict(self.noted)}
+        return {"sums": sums, "counts": dict(self._counts), "steps": self._steps, "noted": dict(self.noted)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums, self._steps = dict(state_dict["sums"]), state_dict["steps"]
+        self._sums, self._counts = dict(state_dict["sums"]), dict(state_dict["counts"])
+        self._steps = state_dict["steps"]
         self.noted.update(state_dict["noted"])
 
 

@@ -39,6 +39,7 @@ from mvcore.training.sampling import (
     SourceSpecification,
     assign_offsets,
 )
+from mvcore.training.weights import weight_at
 
 MeasureFn = Callable[[Model, Path], Mapping[str, float]]
 Specified: TypeAlias = tuple[dict[str, SourceSpecification], tuple[int, int]]
@@ -89,6 +90,7 @@ def prepare(
         {name: dataset.image_size for name, dataset in datasets.items()},
         {key: made.state for t, made in zip(plan.trainers, trainers, strict=True) for key in t.part.provides},
         {k: axis for t in plan.trainers for k, axis in build.axes_of(t.part.registered, t.part.options).items()},
+        plan.watched,
     )
     for term, made in zip(plan.trainers, trainers, strict=True):
         if hasattr(made, "observe"):
@@ -137,7 +139,14 @@ def prepare(
 def _terms(plan: Plan) -> list[Term]:
     losses = make_losses(plan, plan.config.run.seed)
     return [
-        Term(t.part.name, losses[t.part.name], t.part.needs, t.sources, t.weight, t.part.spec.scope)
+        Term(
+            t.part.name,
+            losses[t.part.name],
+            t.part.needs,
+            t.sources,
+            t.weight if isinstance(t.weight, float) else weight_at(t.weight, plan.config.run.max_steps),
+            t.part.spec.scope,
+        )
         for t in plan.losses
     ]
 

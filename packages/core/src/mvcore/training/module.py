@@ -130,6 +130,7 @@ class RunModule(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def training_step(self, batch: Batches, batch_idx: int) -> None:
+        self.objective.at_step(self.global_step)
         if self.replaces_step is not None:
             self.outcome = self.replaces_step.step(self, batch)
             return

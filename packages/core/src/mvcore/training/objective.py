@@ -16,6 +16,7 @@ from mvcore.model import Pipeline, features_in
 from mvcore.packing import concatenate, split_objects
 from mvcore.specs import STATE, Axis
 from mvcore.training.distributed import gather, sum_over_ranks, world_size
+from mvcore.training.weights import WeightAt
 from mvcore.types import Features, ViewBatch
 
 Batches = Mapping[str, ViewBatch]
@@ -25,27 +26,35 @@ Observer = Callable[[ViewBatch, Features], None]
 
 @dataclass(frozen=True)
 class Term:
-    """A loss in a run: its module, what it may read, its sources, its weight, and whose rows it sees."""
+    """A loss in a run: its module, what it may read, its sources, its weight by step, and whose rows it sees."""
 
     name: str
     module: nn.Module
     needs: frozenset[str]
     sources: tuple[str, ...]
-    weight: float = 1.0
+    weight: float | WeightAt = 1.0
     scope: str = "batch"
 
     @property
     def reads(self) -> frozenset[str]:
         return features_in(self.needs)
 
+    def weight_at(self, step: int) -> float:
+        """What it counts for in a step."""
+        return self.weight(step) if callable(self.weight) else self.weight
+
 
 @dataclass
 class Outcome:
-    """What a step found: the weighted sum, each term raw, and what losses logged beside; detached, on the device."""
+    """What a step found: the weighted sum, each term raw, and what losses logged beside; detached, on the device.
+
+    A term whose weight is 0 in the step was not computed and is not among `terms`; `weights` holds it all the same.
+    """
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     logged: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    weights: dict[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,13 @@ class Objective(nn.Module):
         image_sizes: side of each source's images; sources of equal size and keys are encoded in one pass.
         publishers: by state key, the trainer's `state` method.
         state_axes: by state key, what its rows stand for.
+        watched: those of `keys` that are computed in every step, whichever terms it has.
 
     Attributes:
         observers: by source, who is shown each step's detached features of all ranks.
+        weights: of every term, in the present step.
+        active: the terms that have a weight in the present step; the others are not computed.
+        keys: the features to compute on each source in the present step.
     """
 
     def __init__(
@@ -79,6 +92,7 @@ class Objective(nn.Module):
         image_sizes: Mapping[str, int],
         publishers: Mapping[str, Callable[[ViewBatch], Mapping[str, Tensor]]] | None = None,
         state_axes: Mapping[str, Axis] | None = None,
+        watched: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
         super().__init__()
         self.pipeline = pipeline
@@ -90,9 +104,30 @@ class Objective(nn.Module):
             key for link in pipeline.links for key in link.needs if key.startswith(STATE) and key in self.publishers
         )
         self.observers: dict[str, list[Observer]] = {}
-        self.keys = dict(keys)
+        self._all_keys = dict(keys)
+        self._watched = {name: (watched or {}).get(name, frozenset[str]()) for name in keys}
+        self._image_sizes = dict(image_sizes)
+        self.weights: dict[str, float] = {}
+        self.active: tuple[Term, ...] = ()
+        self.keys: dict[str, frozenset[str]] = {}
+        self.groups: list[tuple[tuple[str, ...], frozenset[str]]] = []
+        self.at_step(0)
+
+    def at_step(self, step: int) -> None:
+        """Takes the weights of a step; what only terms without one read is not computed in it."""
+        self.weights = {term.name: term.weight_at(step) for term in self.terms}
+        active = tuple(term for term in self.terms if self.weights[term.name] != 0)
+        if self.keys and active == self.active:
+            return
+        self.active = active
+        self.keys = {
+            name: keys
+            if len(active) == len(self.terms)
+            else self._watched[name].union(*(term.reads for term in active if name in term.sources))
+            for name, keys in self._all_keys.items()
+        }
         groups: dict[tuple[int, frozenset[str]], list[str]] = {}
-        for name, size in image_sizes.items():
+        for name, size in self._image_sizes.items():
             groups.setdefault((size, self.keys[name]), []).append(name)
         self.groups = [(tuple(names), wanted) for (_, wanted), names in groups.items()]
 
@@ -105,7 +140,7 @@ class Objective(nn.Module):
         with parametrize.cached():
             rows = self.encode({name: self._moved(batch) for name, batch in batches.items()})
             self._show(rows)
-            outcome = self.evaluate(rows, self.terms)
+            outcome = self.evaluate(rows, self.active)
             backward(outcome.total)
         return self._detached(outcome)
 
@@ -120,8 +155,8 @@ class Objective(nn.Module):
         Args:
             reseed: called with the chunk's number before each of its two passes, so that both draw the same.
         """
-        whole = tuple(term for term in self.terms if term.scope == "batch")
-        inside = tuple(term for term in self.terms if term.scope == "object")
+        whole = tuple(term for term in self.active if term.scope == "batch")
+        inside = tuple(term for term in self.active if term.scope == "object")
         chunks = {name: split_objects(batch, chunk_views) for name, batch in batches.items()}
         order = [(name, k) for name in chunks for k in range(len(chunks[name]))]
         held = {name: frozenset[str]().union(*(t.reads for t in whole if name in t.sources)) for name in batches}
@@ -154,7 +189,7 @@ class Objective(nn.Module):
                         value = self._object_sums(term, {name: rows})["loss"] * (
                             world_size() / totals[term.name].clamp(min=1)
                         )
-                        surrogate = surrogate + term.weight * value
+                        surrogate = surrogate + self.weights[term.name] * value
                         self._add_term(outcome, term, value.detach())
                 # A source that nobody reads, as in a control, has no graph.
                 if surrogate.requires_grad:
@@ -173,7 +208,7 @@ class Objective(nn.Module):
 
     def _add_term(self, outcome: Outcome, term: Term, value: Tensor) -> None:
         outcome.terms[term.name] = outcome.terms.get(term.name, torch.zeros((), device=self.device)) + value
-        outcome.total = outcome.total + term.weight * value
+        outcome.total = outcome.total + self.weights[term.name] * value
 
     def _surrogate(self, rows: _Rows, leaf: _Rows, offsets: dict[Axis, int], *, first: bool) -> Tensor:
         """A scalar whose gradient in the model is the losses' gradient through this chunk's features."""
@@ -226,7 +261,7 @@ class Objective(nn.Module):
             else:
                 value = self._batch_value(term, rows, outcome.logged)
             outcome.terms[term.name] = value
-            outcome.total = outcome.total + term.weight * value
+            outcome.total = outcome.total + self.weights[term.name] * value
         return outcome
 
     def _batch_value(self, term: Term, rows: Mapping[str, _Rows], logged: dict[str, Tensor]) -> Tensor:
@@ -277,8 +312,8 @@ class Objective(nn.Module):
             if term.name in outcome.terms:
                 value = outcome.terms[term.name].detach()
                 shown[term.name] = sum_over_ranks(value) / world_size() if term.scope == "object" else value
-                total = total + term.weight * shown[term.name]
-        return Outcome(total, shown, outcome.logged)
+                total = total + self.weights[term.name] * shown[term.name]
+        return Outcome(total, shown, outcome.logged, dict(self.weights))
 
 
 def _scalar(value: Any, owner: str) -> Tensor:

@@ -21,6 +21,7 @@ from mvcore.model import features_in, walk_back
 from mvcore.plugins import Registered, Registry
 from mvcore.specs import BATCH_FIELDS, STATE, LossSpec, TrainerSpec
 from mvcore.suggest import did_you_mean, listed
+from mvcore.training.weights import WeightAt, WeightSchedule, counts, weight_at
 from mvcore.validation import Place, Written, nowhere
 
 _FIELD_BEHIND = {"text": "captions", "view": "images", "dense": "images", "object": "images"}
@@ -89,11 +90,11 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class PlannedTerm:
-    """A loss or trainer and the names of the sources that it works on."""
+    """A loss or trainer and the names of the sources that it works on; a loss has a weight too."""
 
     part: Chosen
     sources: tuple[str, ...]
-    weight: float = 1.0
+    weight: float | WeightSchedule = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ class Plan:
 
     Args:
         adapters: those that somebody needs, in order.
-        losses, trainers: with their sources; a loss of weight 0 and a trainer nobody reads are left out.
+        losses, trainers: with their sources; a loss of weight 0 in every step and a trainer nobody reads are left out.
         keys: the features that are computed on each source.
+        watched: those among them that a trainer reads.
     """
 
     blueprint: Blueprint
@@ -111,6 +113,7 @@ class Plan:
     losses: tuple[PlannedTerm, ...]
     trainers: tuple[PlannedTerm, ...]
     keys: Mapping[str, frozenset[str]]
+    watched: Mapping[str, frozenset[str]]
 
     @property
     def config(self) -> RunConfig:
@@ -177,9 +180,7 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
     Raises:
         ConfigError: a need that nothing in the run provides; the text names the loss, the key and who provides it.
     """
-    active = [part for part in blueprint.losses if blueprint.config.losses[part.name].weight != 0]
-    if not active:
-        raise ConfigError("every loss has weight 0, so there is nothing to train")
+    active = _weighing(blueprint)
     reading = (*active, *blueprint.adapters)
     wanted_state = frozenset(key for part in reading for key in part.needs if key.startswith(STATE))
     preferring = any(part.outlier_share for part in blueprint.config.data.values())
@@ -202,7 +203,7 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
         return PlannedTerm(part, sources, settings.weight)
 
     terms = [term(part) for part in blueprint.losses]
-    losses = tuple(term for term in terms if term.weight != 0)
+    losses = tuple(term for term in terms if term.part in active)
     readers = (*active, *trainers, *blueprint.evaluators)
     needed, asked = walk_back(blueprint.adapters, frozenset[str]().union(*(part.reads for part in readers)))
     _check_features(asked - blueprint.encoder.provides, readers, blueprint, registry)
@@ -211,14 +212,33 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
         if not any(name in term.sources for term in terms):
             text = f"no loss reads this source; drop it (--set 'data[{name}]=null'), or name it in a loss's `on`"
             raise ConfigError(blueprint.sources[name].place.line([], text))
-    keys = {
-        name: frozenset[str]().union(
-            *(term.part.reads for term in (*losses, *planned_trainers) if name in term.sources)
-        )
-        for name in datasets
-    }
+
+    def read_by(readers: Iterable[PlannedTerm]) -> dict[str, frozenset[str]]:
+        return {
+            name: frozenset[str]().union(*(term.part.reads for term in readers if name in term.sources))
+            for name in datasets
+        }
+
     adapters = tuple(part for part in blueprint.adapters if not part.provides or part in needed)
-    return Plan(blueprint, adapters, losses, planned_trainers, keys)
+    keys, watched = read_by((*losses, *planned_trainers)), read_by(planned_trainers)
+    return Plan(blueprint, adapters, losses, planned_trainers, keys, watched)
+
+
+def _weighing(blueprint: Blueprint) -> list[Chosen]:
+    """The losses that have a weight in some step; together they must have one in every step."""
+    config = blueprint.config
+    max_steps = config.run.max_steps
+    weights = {part.name: config.losses[part.name].weight for part in blueprint.losses}
+    active = [part for part in blueprint.losses if counts(weights[part.name], max_steps)]
+    if not active:
+        raise ConfigError("every loss has weight 0, so there is nothing to train")
+    if all(isinstance(weights[part.name], WeightSchedule) for part in active):
+        at: list[WeightAt] = [weight_at(weights[part.name], max_steps) for part in active]
+        idle = next((step for step in range(max_steps) if not any(weight(step) for weight in at)), None)
+        if idle is not None:
+            text = f"at step {idle} every loss has weight 0, so there is nothing to train"
+            raise ConfigError(active[0].place.line(["weight"], f"{text}; a warmup begins above 0"))
+    return active
 
 
 def _lacking(part: Chosen, name: str, blueprint: Blueprint, dataset: Any) -> list[str]:
