@@ -85,6 +85,13 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             needs={"view"},
         ),
         EvaluatorSpec(
+            name="ledger",
+            summary="Consistency gained against meaning lost: similarities, own texts, zero-shot, rank, viewpoints",
+            factory="mvcore.evaluation.ledger:Ledger",
+            config="mvcore.evaluation.options:LedgerOptions",
+            needs={"view"},
+        ),
+        EvaluatorSpec(
             name="retrieval",
             summary="Recall of an object's other views, from its views and from its texts",
             factory="mvcore.evaluation.retrieval:Retrieval",

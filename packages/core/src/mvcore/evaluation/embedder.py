@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mvcore.errors import DataError, MvcoreError
 from mvcore.evaluation.stored import StoredViews
-from mvcore.evaluation.viewpoints import azimuths
+from mvcore.evaluation.viewpoints import azimuths, elevations, optical_axes
 from mvcore.model import Model
 from mvcore.parts import Embedded, IndexedDataset
 from mvcore.training.embedding import embed_dataset
@@ -50,6 +50,20 @@ class CaptionPairs:
     text_index: Tensor
 
 
+@dataclass(frozen=True)
+class Viewpoints:
+    """Where the cameras of a source's views stand; NaN where it is not known.
+
+    Args:
+        azimuths, elevations: (N,) degrees; see `mvcore.evaluation.viewpoints`.
+        axes: (N, 3) unit optical axes.
+    """
+
+    azimuths: Tensor
+    elevations: Tensor
+    axes: Tensor
+
+
 @dataclass
 class _Pass:
     """What was seen of a source so far."""
@@ -57,7 +71,7 @@ class _Pass:
     dataset: IndexedDataset
     embedded: Embedded
     captions: CaptionPairs
-    azimuths: Tensor
+    viewpoints: Viewpoints
 
 
 @dataclass
@@ -67,7 +81,9 @@ class _Recorder:
     texts: dict[str, int] = field(default_factory=dict[str, int])
     views: list[Tensor] = field(default_factory=list[Tensor])
     columns: list[Tensor] = field(default_factory=list[Tensor])
-    angles: list[Tensor] = field(default_factory=list[Tensor])
+    azimuths: list[Tensor] = field(default_factory=list[Tensor])
+    elevations: list[Tensor] = field(default_factory=list[Tensor])
+    axes: list[Tensor] = field(default_factory=list[Tensor])
     n_views: int = 0
 
     def add(self, batch: ViewBatch) -> None:
@@ -76,12 +92,17 @@ class _Recorder:
             rows, columns = batch.positives().nonzero(as_tuple=True)
             self.views.append(rows + self.n_views)
             self.columns.append(numbers[columns])
-        self.angles.append(azimuths(batch))
+        self.azimuths.append(azimuths(batch))
+        self.elevations.append(elevations(batch))
+        self.axes.append(optical_axes(batch))
         self.n_views += batch.n_views
 
     def pairs(self) -> CaptionPairs:
         none = torch.empty(0, dtype=torch.int64)
         return CaptionPairs(tuple(self.texts), torch.cat([none, *self.views]), torch.cat([none, *self.columns]))
+
+    def viewpoints(self) -> Viewpoints:
+        return Viewpoints(torch.cat(self.azimuths), torch.cat(self.elevations), torch.cat(self.axes))
 
 
 class Embedder:
@@ -98,6 +119,7 @@ class Embedder:
         self.model = model
         self.stored = stored
         self._passes: dict[str, _Pass] = {}
+        self._texts: dict[tuple[str, ...], Tensor] = {}
 
     @staticmethod
     def of(model: Model | Embedder) -> Embedder:
@@ -128,12 +150,19 @@ class Embedder:
 
     def azimuths(self, source: str, dataset: IndexedDataset) -> Tensor:
         """(N,) azimuth of each view's camera in degrees, NaN where it is not known."""
-        return self._pass(source, dataset, VIEW).azimuths
+        return self.viewpoints(source, dataset).azimuths
+
+    def viewpoints(self, source: str, dataset: IndexedDataset) -> Viewpoints:
+        """Where the cameras of a source's views stand."""
+        return self._pass(source, dataset, VIEW).viewpoints
 
     def encode_texts(self, texts: Sequence[str], per_batch: int) -> Tensor:
-        """(T, D) float32 on the CPU, encoded `per_batch` at a time."""
-        batches = [list(texts[start : start + per_batch]) for start in range(0, len(texts), per_batch)]
-        return torch.cat([self.model.encode_text(batch).float().cpu() for batch in batches])
+        """(T, D) float32 on the CPU, encoded `per_batch` at a time; the same texts are encoded once."""
+        key = tuple(texts)
+        if key not in self._texts:
+            batches = [list(texts[start : start + per_batch]) for start in range(0, len(texts), per_batch)]
+            self._texts[key] = torch.cat([self.model.encode_text(batch).float().cpu() for batch in batches])
+        return self._texts[key]
 
     def _pass(self, source: str, dataset: IndexedDataset, keys: frozenset[str]) -> _Pass:
         seen = self._passes.get(source)
@@ -156,7 +185,7 @@ class Embedder:
         embedded = embed_dataset(recorded, read, missing, views_per_batch=self.model.views_per_batch)
         if seen is not None:
             embedded = replace(embedded, features={**seen.embedded.features, **embedded.features})
-        self._passes[source] = _Pass(dataset, embedded, recorder.pairs(), torch.cat(recorder.angles))
+        self._passes[source] = _Pass(dataset, embedded, recorder.pairs(), recorder.viewpoints())
         return self._passes[source]
 
     def _stored_features(self, batch: ViewBatch, wanted: frozenset[str]) -> Features:

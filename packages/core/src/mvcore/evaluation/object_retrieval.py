@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcore.evaluation.embedder import Embedder, naming_source
+from mvcore.evaluation.moments import unit_rows
 from mvcore.evaluation.options import ObjectRetrievalOptions, check_names
 from mvcore.evaluation.ranking import Relevance, discounted_gain, recalled, reciprocal_rank
 from mvcore.evaluation.results import EvalResult, Figure, fingerprint
-from mvcore.evaluation.similarity import unit_rows
 from mvcore.evaluation.statistics import figure_over_objects, ratio_samples
 from mvcore.evaluation.texts import texts_of_views
 from mvcore.index.nearest import Nearest

@@ -88,6 +88,24 @@ class RetrievalOptions(_TextOptions):
     topk: Ranks = (1, 5)
 
 
+class LedgerOptions(_TextOptions):
+    """The ledger: consistency beside what it may have cost.
+
+    Args:
+        angle_step: degrees between the centres of the bins of relative angle.
+        elevation_step: degrees between the centres of the bins of elevation.
+        retrieval_objects: the most objects whose texts are told apart; of more, so many are taken evenly spaced.
+        zero_shot: options of the zero-shot row; null leaves it out.
+        maps: keep the view-by-view and all-pairs maps for the pictures.
+    """
+
+    angle_step: Annotated[float, Field(ge=1, le=180)] = 30.0
+    elevation_step: Annotated[float, Field(ge=1, le=180)] = 10.0
+    retrieval_objects: Annotated[int, Field(ge=2)] = 4096
+    zero_shot: ZeroShotOptions | None = ZeroShotOptions(templates=("a photo of a {}.",))
+    maps: bool = True
+
+
 class ObjectRetrievalOptions(_TextOptions):
     """Retrieval of objects by texts and by views of their own.
 

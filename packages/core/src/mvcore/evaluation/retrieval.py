@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mvcore.evaluation.embedder import Embedder, naming_source
+from mvcore.evaluation.moments import unit_rows
 from mvcore.evaluation.options import RetrievalOptions, check_names
 from mvcore.evaluation.results import EvalResult, Figure, fingerprint
-from mvcore.evaluation.similarity import unit_rows
 from mvcore.evaluation.statistics import figure_over_objects, ratio_samples
 from mvcore.evaluation.texts import texts_of_views
 from mvcore.model import Model
@@ -57,6 +57,39 @@ def best_ranks(
         best = cosines.masked_fill(~candidates, -torch.inf).amax(dim=1, keepdim=True)
         found = ((cosines >= best) & ~own).sum(dim=1)
         ranks[rows] = torch.where(candidates.any(dim=1), found, -1)
+    return ranks
+
+
+def own_text_ranks(views: Tensor, texts: Tensor, view_index: Tensor, text_index: Tensor) -> Tensor:
+    """(N,) how many other texts are at least as similar to a view as the best of its own.
+
+    Ties count against the view, so a model that maps everything to one vector finds nothing.
+
+    Args:
+        views: (N, D).
+        texts: (T, D).
+        view_index, text_index: (P,) rows of both that belong together.
+
+    Returns:
+        (N,) int64; -1 where a view has no text.
+
+    Raises:
+        ValueError: a vector without a direction.
+    """
+    unit = unit_rows(texts, slice(None), "texts")
+    view_index, order = view_index.sort()
+    text_index = text_index[order]
+    ranks = torch.empty(len(views), dtype=torch.int64)
+    step = max(1, _CELLS // max(1, len(texts)))
+    for start in range(0, len(views), step):
+        rows = torch.arange(start, min(start + step, len(views)))
+        cosines = unit_rows(views, rows, "views") @ unit.T
+        low, high = torch.searchsorted(view_index, torch.tensor([start, start + len(rows)])).tolist()
+        own = torch.zeros(cosines.shape, dtype=torch.bool)
+        own[view_index[low:high] - start, text_index[low:high]] = True
+        best = cosines.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        others = ((cosines >= best) & ~own).sum(dim=1)
+        ranks[rows] = torch.where(own.any(dim=1), others, -1)
     return ranks
 
 

@@ -11,13 +11,13 @@ over all pairs are the squared Frobenius norm of the D x D second moment. Everyt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mvcore.evaluation.moments import AcrossObjects, Moments, WithinObjects, object_blocks, unit_rows
 from mvcore.evaluation.statistics import ratio_samples
 
 _ROWS = 4096
@@ -78,23 +78,34 @@ def consistency(text: Tensor | None, views: Tensor, view_counts: Tensor | None =
     Raises:
         ValueError: shapes that do not fit, or a vector without a direction (zero or not finite).
     """
-    packed, counts = _packed(views, view_counts)
+    packed, counts = packed_views(views, view_counts)
     object_of_view = torch.repeat_interleave(torch.arange(len(counts), device=packed.device), counts)
     if text is not None and (text.ndim != 2 or text.shape != (len(counts), packed.shape[1])):
         raise ValueError(f"text must be (O, D) = {(len(counts), packed.shape[1])}, not {tuple(text.shape)}")
-    within = _Within(packed, counts)
+    within, across = similarity_passes(packed, counts)
     if text is None:
-        pairs = _no_pairs(len(counts))
+        pairs = no_pairs(len(counts))
     else:
         rows = torch.arange(len(packed), device=packed.device)
         pairs = pair_similarity(packed, text, rows, object_of_view, object_of_view, len(counts))
     return ConsistencyResult(
-        same_object=within.same_object(),
-        different_object=within.different_object(),
+        same_object=same_object(within),
+        different_object=different_object(within, across),
         text_to_image=pairs,
         center_mean=within.center_mean.cpu().numpy(),
         center_min=within.center_min.cpu().numpy(),
     )
+
+
+def similarity_passes(views: Tensor, counts: Tensor) -> tuple[WithinObjects, AcrossObjects]:
+    """Both passes over packed (N, D) views with (O,) view counts."""
+    within = WithinObjects(len(counts), views.shape[1], views.device, rows_at_once=_ROWS)
+    for block in object_blocks(views, counts, _ROWS):
+        within.add(block)
+    across = AcrossObjects(within)
+    for block in object_blocks(views, counts, _ROWS):
+        across.add(block)
+    return within, across
 
 
 def pair_similarity(
@@ -112,7 +123,7 @@ def pair_similarity(
     Raises:
         ValueError: a vector without a direction.
     """
-    moments = _Moments()
+    moments = Moments()
     sums = torch.zeros(n_objects, dtype=torch.float64, device=views.device)
     counts = torch.zeros_like(sums)
     texts = texts.to(views.device)
@@ -160,127 +171,33 @@ def view_similarity_map(views: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return mean.cpu().numpy(), std.cpu().numpy()
 
 
-def unit_rows(vectors: Tensor, rows: Tensor | slice, name: str) -> Tensor:
-    """The rows of (N, D) `vectors` at unit length in float64.
-
-    Raises:
-        ValueError: a row whose length is zero or not finite, by its number.
-    """
-    chosen = vectors[rows].to(torch.float64)
-    length = torch.linalg.vector_norm(chosen, dim=-1, keepdim=True)
-    bad = ~(torch.isfinite(length) & (length > 0)).squeeze(-1)
-    if bool(bad.any()):
-        at = int(bad.nonzero()[0, 0])
-        row = int(torch.arange(len(vectors), device=vectors.device)[rows][at])
-        raise ValueError(f"{name}: row {row} has length {float(length[at, 0])}, so no cosine is defined")
-    return chosen / length
+def same_object(within: WithinObjects) -> Similarity:
+    """Cosines of all ordered pairs of two views of one object."""
+    pairs = within.counts * (within.counts - 1)
+    samples = ratio_samples(within.same_sums.cpu().numpy(), pairs.cpu().numpy())
+    return Similarity(within.same.mean, within.same.std, within.same.n, samples)
 
 
-class _Moments:
-    """Mean and standard deviation of values that come in pieces (Chan, Golub & LeVeque 1983)."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self._mean = 0.0
-        self._squares = 0.0
-
-    def add(self, values: Tensor) -> None:
-        mean = float(values.mean())
-        self.merge(values.numel(), mean, float((values - mean).square().sum()))
-
-    def merge(self, n: int, mean: float, squares: float) -> None:
-        """Adds `n` values by their mean and their squared deviations from it."""
-        if n == 0:
-            return
-        gap, total = mean - self._mean, self.n + n
-        self._squares += squares + gap * gap * (self.n * n / total)
-        self._mean += gap * (n / total)
-        self.n = total
-
-    @property
-    def mean(self) -> float:
-        return self._mean if self.n else math.nan
-
-    @property
-    def std(self) -> float:
-        return math.sqrt(self._squares / (self.n - 1)) if self.n > 1 else math.nan
+def different_object(within: WithinObjects, across: AcrossObjects) -> Similarity:
+    """Cosines of all ordered pairs of views of two objects."""
+    pairs = within.counts * (within.counts.sum() - within.counts)
+    n = int(pairs.sum())
+    if n == 0:
+        return no_pairs(len(pairs))
+    mean = float(across.different_sums.sum()) / n
+    # All pairs of views together have the squared Frobenius norm of the second moment as their sum of squares.
+    squares = float(within.second_moment.square().sum()) - within.own_squares
+    variance = (squares - n * mean * mean) / (n - 1)
+    samples = ratio_samples(across.different_sums.cpu().numpy(), pairs.cpu().numpy(), order=2)
+    return Similarity(mean, math.sqrt(max(variance, 0.0)), n, samples)
 
 
-class _Within:
-    """One pass over the views, objects of equal view count together: what all pairs need."""
-
-    def __init__(self, views: Tensor, counts: Tensor) -> None:
-        n_objects, dim = len(counts), views.shape[1]
-        kind = {"dtype": torch.float64, "device": views.device}
-        self.counts = counts.to(torch.float64)
-        self.sums = torch.zeros(n_objects, dim, **kind)
-        self.same_sums = torch.zeros(n_objects, **kind)
-        self.center_mean = torch.zeros(n_objects, **kind)
-        self.center_min = torch.zeros(n_objects, **kind)
-        self.same = _Moments()
-        self.second_moment = torch.zeros(dim, dim, **kind)
-        self.own_squares = 0.0
-        for objects, rows in _blocks(counts):
-            unit = unit_rows(views, rows.reshape(-1), "views").view(*rows.shape, dim)
-            self._add(objects, unit)
-
-    def _add(self, objects: Tensor, unit: Tensor) -> None:
-        """`unit` (G, V, D): the views of G objects."""
-        n, count, dim = unit.shape
-        flat = unit.reshape(-1, dim)
-        self.second_moment.addmm_(flat.T, flat)
-        sums = unit.sum(1)
-        self.sums[objects] = sums
-        center = sums / torch.linalg.vector_norm(sums, dim=1, keepdim=True).clamp_min(1e-300)
-        to_center = (unit @ center[:, :, None]).squeeze(2)
-        self.center_mean[objects] = to_center.mean(1)
-        self.center_min[objects] = to_center.amin(1)
-        pair_sums = torch.zeros(n, dtype=torch.float64, device=unit.device)
-        # One block unless an object has thousands of views.
-        for start in range(0, count, _ROWS):
-            block = unit[:, start : start + _ROWS] @ unit.mT
-            self.own_squares += float(block.square().sum())
-            block.diagonal(offset=start, dim1=1, dim2=2).fill_(math.nan)
-            pairs = block[~block.isnan()].view(n, -1)
-            if pairs.numel():
-                self.same.add(pairs)
-                pair_sums += pairs.sum(1)
-        self.same_sums[objects] = pair_sums
-
-    def same_object(self) -> Similarity:
-        pairs = self.counts * (self.counts - 1)
-        samples = ratio_samples(self.same_sums.cpu().numpy(), pairs.cpu().numpy())
-        return Similarity(self.same.mean, self.same.std, self.same.n, samples)
-
-    def different_object(self) -> Similarity:
-        total, number = self.sums.sum(0), self.counts.sum()
-        # What each object's views have in common with all views of the others.
-        sums = self.sums @ total - self.sums.square().sum(1)
-        pairs = self.counts * (number - self.counts)
-        n = int(pairs.sum())
-        if n == 0:
-            return _no_pairs(len(self.counts))
-        mean = float(sums.sum()) / n
-        squares = float(self.second_moment.square().sum()) - self.own_squares
-        variance = (squares - n * mean * mean) / (n - 1)
-        samples = ratio_samples(sums.cpu().numpy(), pairs.cpu().numpy(), order=2)
-        return Similarity(mean, math.sqrt(max(variance, 0.0)), n, samples)
-
-
-def _no_pairs(n_objects: int) -> Similarity:
+def no_pairs(n_objects: int) -> Similarity:
+    """Of an empty set of pairs."""
     return Similarity(math.nan, math.nan, 0, np.full(n_objects, math.nan))
 
 
-def _blocks(counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Objects (G,) of one view count V with the rows (G, V) of their views, about `_ROWS` rows at a time."""
-    starts = torch.cumsum(counts, 0) - counts
-    for count in torch.unique(counts).tolist():
-        members = (counts == count).nonzero().squeeze(1)
-        for objects in members.split(max(1, _ROWS // count)):
-            yield objects, starts[objects][:, None] + torch.arange(count, device=counts.device)
-
-
-def _packed(views: Tensor, view_counts: Tensor | None) -> tuple[Tensor, Tensor]:
+def packed_views(views: Tensor, view_counts: Tensor | None) -> tuple[Tensor, Tensor]:
     """(N, D) views and (O,) counts on the device of `views`, or on the CPU where that has no float64."""
     if views.device.type == "mps":
         views = views.cpu()

@@ -147,8 +147,9 @@ class ZeroShot:
         classes = self._classes({name: sources[name] for name in names})
         labels = {name: classes.indices(name, sources[name]) for name in names}
         templates = openai_templates() if self.options.templates == "openai" else self.options.templates
+        per_batch = self.options.texts_per_batch
         classifier = build_classifier(
-            embedder.encode_text, classes.words, templates, texts_per_batch=self.options.texts_per_batch
+            lambda texts: embedder.encode_texts(texts, per_batch), classes.words, templates, texts_per_batch=per_batch
         ).cpu()
         figures: list[Figure] = []
         tables: list[Table] = []
