@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import mvcore
 import numpy as np
 import pytest
 import torch
-from mvcore.api import Backbone, DenseGrid, EvalResult, ViewBatch
+from mvcore.api import Backbone, ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
+from mvcore.cli.main import run
 from mvcore.evaluation.runner import evaluate
 from mvcore.model import Model, Pipeline
 from mvcore_data import ViewStoreWriter
 from mvcore_data.rigs import make_rig
 from mvcore_data.views import Views
+from mvcore_equivariance.evaluation.pairs import draw_pairs
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -115,3 +118,144 @@ def test_random_features_are_at_the_chance_level(store: Path, tmp_path: Path, do
     found = measured(Views(path=str(store), depth=True), tmp_path, "random", **options)
     for what in ("ape", "pcdp_0.05", "pcdp_0.1", "pcdp_0.2"):
         assert found[f"{ID}/{what}/s"].value == pytest.approx(found[f"{ID}/chance_{what}/s"].value, abs=0.01)
+
+
+def test_figures_carry_number_interval_and_bins(store: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"pairs_per_object": 10, "points_per_pair": 20, "angle_bins": (0, 60, 120)}
+    found = measured(Views(path=str(store), depth=True), tmp_path, picture=False, **options)
+    whole = found[f"{ID}/ape/s"]
+    assert 2 * 10 * 15 < whole.n <= 2 * 10 * 20  # a pair may share less than 20 points
+    assert whole.low <= whole.value <= whole.high
+    assert whole.headline == "APE s"
+    bins = [found[f"{ID}/ape/{label}/s"] for label in ("0-60deg", "60-120deg")]
+    assert all(0 < figure.n < whole.n for figure in bins)
+    rows = {row[0]: row for table in found.tables for row in table.rows}
+    assert rows["all"][1] == str(whole.n)
+    assert rows["0-60"][1] == str(bins[0].n)
+    assert rows["all"][2] == f"{100 * whole.value:.2f}"
+
+
+def test_draws_hang_on_the_seed_and_not_on_the_order_of_the_objects(store: Path, tmp_path: Path) -> None:
+    source = Views(path=str(store), depth=True)
+    again = [
+        measured(source, tmp_path / str(k), "random", picture=False, seed=seed)[f"{ID}/ape/s"].value
+        for k, seed in enumerate((0, 0, 1))
+    ]
+    assert again[0] == again[1] != again[2]
+
+
+def test_normaliser_box_counts_errors_in_sizes_of_the_object(store: Path, tmp_path: Path) -> None:
+    source = Views(path=str(store), depth=True)
+    edge, box = (
+        measured(source, tmp_path / name, picture=False, normaliser=name)[f"{ID}/chance_ape/s"].value
+        for name in ("edge", "bbox")
+    )
+    # The ellipsoids fill 0.5 to 0.8 of the images.
+    assert 1 / 0.8 < box / edge < 1 / 0.5
+
+
+def test_a_coarser_search_finds_the_nearest_centre(store: Path, tmp_path: Path) -> None:
+    found = measured(Views(path=str(store), depth=True), tmp_path, picture=False, search_stride=4)
+    # A point is up to 2.8 and on average 1.5 pixels from the centre of its cell of 4.
+    assert 1.0 / SIZE < found[f"{ID}/ape/s"].value < 2.5 / SIZE
+
+
+def test_masks_take_from_the_object(store: Path, tmp_path: Path) -> None:
+    source = Views(path=str(store), depth=True, masks=True)
+    found = measured(source, tmp_path, picture=False)
+    without = measured(Views(path=str(store), depth=True), tmp_path, picture=False)
+    assert found[f"{ID}/ape/s"].value == without[f"{ID}/ape/s"].value
+
+
+@pytest.mark.parametrize("missing", ["cameras", "depth"])
+def test_a_source_without_cameras_or_depth_is_refused(tmp_path: Path, missing: str) -> None:
+    bare = Views(path=str(write(tmp_path / "bare", **{missing: True})), depth=missing != "depth")
+    with pytest.raises(DataError, match=f"source 's' gives no {missing}, from which") as error:
+        measured(bare, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+class Changed(Views):
+    """A source whose batches are changed on the way."""
+
+    change: Any = None
+
+    def load(self, i: int, views: Any, rng: Any) -> ViewBatch:
+        return type(self).change(super().load(i, views, rng))
+
+
+def test_an_object_seen_edge_on_is_refused(store: Path, tmp_path: Path) -> None:
+    class EdgeOn(Changed):
+        """Only two views, of which the second shows nothing."""
+
+        def views_of(self, i: int) -> Any:
+            return super().views_of(i)[:2]
+
+        @staticmethod
+        def change(batch: ViewBatch) -> ViewBatch:
+            assert batch.depth is not None
+            batch.depth[1] = 0
+            return batch
+
+    with pytest.raises(DataError, match=r"no two views of an object of source 's'.*\(2 objects, 4 pairs tried\)"):
+        measured(EdgeOn(path=str(store), depth=True), tmp_path)
+
+
+def test_depth_that_is_not_a_number_is_refused(store: Path, tmp_path: Path) -> None:
+    class NotANumber(Changed):
+        @staticmethod
+        def change(batch: ViewBatch) -> ViewBatch:
+            assert batch.depth is not None
+            batch.depth[1, 0, 0] = torch.nan
+            return batch
+
+    with pytest.raises(DataError, match=r"source 's', object 'egg': the depth of view 1 is not finite"):
+        measured(NotANumber(path=str(store), depth=True), tmp_path)
+
+
+def test_a_camera_without_focal_length_is_refused(store: Path, tmp_path: Path) -> None:
+    class Flat(Changed):
+        @staticmethod
+        def change(batch: ViewBatch) -> ViewBatch:
+            assert batch.cameras is not None
+            batch.cameras.intrinsics[1, 0, 0] = 0
+            return batch
+
+    with pytest.raises(DataError, match=r"source 's', object 'egg': the camera of view 1 is none: intrinsics"):
+        measured(Flat(path=str(store), depth=True), tmp_path)
+
+
+def test_broken_features_are_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"source 's', object 'egg': the model gives dense features that are not"):
+        measured(Views(path=str(store), depth=True), tmp_path, "broken")
+
+
+def test_an_unknown_source_is_refused(store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no source 'x' to measure on; there are: s"):
+        measured(Views(path=str(store), depth=True), tmp_path, sources=("x",))
+
+
+def test_pairs_are_ordered_and_different() -> None:
+    rng = np.random.default_rng(0)
+    assert draw_pairs(3, None, rng) == [(1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2)]
+    some = draw_pairs(10, 20, rng)
+    assert len(set(some)) == 20
+    assert all(first != second for first, second in some)
+    assert draw_pairs(1, 5, rng) == []
+    assert draw_pairs(0, 5, rng) == []
+
+
+def test_the_command_measures_a_store(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": SIZE, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    (tmp_path / "clip.json").write_text(json.dumps(clip))
+    arguments = ["eval", str(tmp_path / "clip.json"), "--data", f"s={store}", "--on", ID, "-o", str(tmp_path / "out")]
+    assert run(arguments) == 0
+    assert "APE s" in capsys.readouterr().out
+    bare = write(tmp_path / "bare", depth=True)
+    arguments[3] = f"s={bare}"
+    assert run([*arguments[:-1], str(tmp_path / "other")]) == 2
+    assert "no view of the source has depth" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             summary="Does a pixel's feature find the same 3D point in another view, from depth and cameras",
             factory="mvcore_equivariance.evaluation.correspondence:Correspondence",
             config="mvcore_equivariance.evaluation.options:CorrespondenceOptions",
-            needs={"dense"},
+            needs={"dense", "cameras", "depth"},
             citation=_PAPER,
         ),
     ]

@@ -41,12 +41,13 @@ def evaluate(
     from mvcore.report.tables import compare, save_comparison
 
     console = Console()
-    evaluators = _evaluators([part for text in on or () for part in text.split(",") if part], options)
+    evaluators, needs = _evaluators([part for text in on or () for part in text.split(",") if part], options)
     loaded = [load(name, strength, device=chosen_device(device)) for name in models]
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
-    sources = _sources(data, models, split, {"image_size": next(iter(sizes)), **_stored_only(loaded)})
+    depth = {"depth": True} if "depth" in needs else {}
+    sources = _sources(data, models, split, {"image_size": next(iter(sizes)), **depth, **_stored_only(loaded)})
     for model in loaded:
         if model.backbone.library == "embeddings":
             model.backbone.connect(sources)
@@ -97,8 +98,8 @@ def chosen_device(name: str) -> Any:
     return device
 
 
-def _evaluators(ids: list[str], file: Path | None) -> dict[str, Any]:
-    """Those asked for; else those that a file of options names, else the default ones."""
+def _evaluators(ids: list[str], file: Path | None) -> tuple[dict[str, Any], frozenset[str]]:
+    """Those asked for, else those that a file of options names, else the default ones; and all that they need."""
     from mvcore import build
     from mvcore.config_layers import read_yaml
     from mvcore.plugins import load_plugins
@@ -111,11 +112,14 @@ def _evaluators(ids: list[str], file: Path | None) -> dict[str, Any]:
         if args is not None and not isinstance(args, dict):
             raise ConfigError(f"{file}: the options of {name} must be keys and values, not {args!r}")
     found: dict[str, Any] = {}
+    needs = frozenset[str]()
     for name in wanted:
         registered = load_plugins().spec("evaluator", name)
         where = name if file is None else f"{file}: {name}"
-        found[name] = build.make(registered, build.options(registered, given.get(name) or {}, where))
-    return found
+        chosen = build.options(registered, given.get(name) or {}, where)
+        needs |= build.needs_of(registered, chosen)
+        found[name] = build.make(registered, chosen)
+    return found, needs
 
 
 def _stored_only(models: list[Any]) -> dict[str, Any]:
