@@ -30,8 +30,9 @@ def make_vit() -> Callable[..., Any]:
         settings |= {"num_classes": 0, "dynamic_img_size": True, "init_values": 0.5, **options}
         torch.manual_seed(0)
         vit = timm.models.vision_transformer.VisionTransformer(**settings).eval()
-        for parameter in vit.parameters():  # so that no bias and no norm is at its neutral value
-            torch.nn.init.normal_(parameter, std=0.15)
+        with torch.no_grad():
+            for parameter in vit.parameters():  # so that no bias and no norm is at its neutral value
+                parameter += 0.15 * torch.randn_like(parameter)
         return vit
 
     return make

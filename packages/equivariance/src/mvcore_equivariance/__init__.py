@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mvcore_equivariance.average_precision import smooth_ap
+    from mvcore_equivariance.encoder import DenseEncoder
+    from mvcore_equivariance.geometry import lift_depth, project
     from mvcore_equivariance.sampling import released_resolution, sample_features
 
 _LAZY = {
+    "DenseEncoder": "mvcore_equivariance.encoder",
+    "lift_depth": "mvcore_equivariance.geometry",
+    "project": "mvcore_equivariance.geometry",
     "released_resolution": "mvcore_equivariance.sampling",
     "sample_features": "mvcore_equivariance.sampling",
+    "smooth_ap": "mvcore_equivariance.average_precision",
 }
 
 
@@ -22,6 +29,10 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "DenseEncoder",
+    "lift_depth",
+    "project",
     "released_resolution",
     "sample_features",
+    "smooth_ap",
 ]
