@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, EvaluatorSpec, hookimpl
+from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, hookimpl
 
 MVCORE_API = 1
 
@@ -29,6 +29,22 @@ def mvcore_register_encoders() -> list[EncoderSpec]:
 
 
 @hookimpl
+def mvcore_register_losses() -> list[LossSpec]:
+    return [
+        LossSpec(
+            name="smooth_ap",
+            summary="Points of two views that show the same place find each other by their dense features",
+            factory="mvcore_equivariance.losses:SmoothAPLoss",
+            config="mvcore_equivariance.loss_options:SmoothAPOptions",
+            needs={"dense", "cameras", "depth"},
+            sampling="pairs",
+            scope="object",
+            citation=_PAPER,
+        )
+    ]
+
+
+@hookimpl
 def mvcore_register_evaluators() -> list[EvaluatorSpec]:
     return [
         EvaluatorSpec(
@@ -37,6 +53,27 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             factory="mvcore_equivariance.evaluation.correspondence:Correspondence",
             config="mvcore_equivariance.evaluation.options:CorrespondenceOptions",
             needs={"dense", "cameras", "depth"},
+            citation=_PAPER,
+        ),
+    ]
+
+
+@hookimpl
+def mvcore_register_recipes() -> list[RecipeSpec]:
+    return [
+        RecipeSpec(
+            name="paper",
+            summary="3D-equivariance fine-tuning as the paper describes it",
+            path="mvcore_equivariance:recipes/paper.yaml",
+            default=True,
+            citation=_PAPER,
+        ),
+        RecipeSpec(
+            name="released",
+            summary="What the authors' released code does",
+            path="mvcore_equivariance:recipes/released.yaml",
+            importer="mvcore_equivariance.released:released_weights",
+            importer_base="mvcore_equivariance.released:released_base",
             citation=_PAPER,
         ),
     ]
