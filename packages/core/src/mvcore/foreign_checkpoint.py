@@ -24,7 +24,9 @@ _NAMED = 4
 
 
 def read_tensors(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name: of its `state_dict` where it has one, else of its top.
+    """The tensors of a checkpoint by name: of its `state_dict`, where it has one, and those at its top.
+
+    A state dict within the state dict counts as a part of it: `{"head": {"weight": W}}` is `head.weight`.
 
     Args:
         path: a safetensors file, or a file of `torch.save` (zip form, torch 1.6 and later), as Lightning's `.ckpt`.
@@ -51,10 +53,18 @@ def read_tensors(path: Path, *, tensors_only: bool = False) -> dict[str, Tensor]
     state: Any = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"{path}: holds no tensors by name")
+    found: dict[str, Tensor] = {}
+    if state is not content:
+        # Beside a state dict, Lightning's own entries are no tensors; what is one, somebody put there to be found.
+        found = {key: value.detach() for key, value in content.items() if isinstance(value, Tensor)}
     for key, value in cast("Mapping[Any, Any]", state).items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: {key!r} in its state dict is a {type(value).__name__} where a tensor belongs")
-    return {key: value.detach() for key, value in state.items()}
+        inner = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, Mapping) else {key: value}
+        for name, part in inner.items():
+            if not isinstance(key, str) or not isinstance(part, Tensor):
+                kind = type(part).__name__
+                raise WeightsError(f"{path}: {name!r} in its state dict is a {kind} where a tensor belongs")
+            found[name] = part.detach()
+    return found
 
 
 def _check_archive(path: Path) -> None:

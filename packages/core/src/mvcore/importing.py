@@ -87,7 +87,8 @@ def import_checkpoint(
         recipe: names the model, its adapters, and the function that renames the checkpoint's tensors.
         folder: must not exist yet.
         pretrained: weights of the base model. Then all weights that do not train are compared with them, and a run's
-            folder holds the others. None keeps the whole model, as an export.
+            folder holds the others. None keeps the whole model, as an export; where the checkpoint holds nothing of
+            the base model, it is then the recipe's own.
         assignments: `--set` texts, on top of the recipe.
         tensors_only: see `read_tensors`.
 
@@ -99,41 +100,74 @@ def import_checkpoint(
         raise ConfigError(f"{folder} exists and is never overwritten; name another")
     rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = build.resolve(recipe.spec.importer, recipe.id)
     weights = rename(read_tensors(file, tensors_only=tensors_only))
+    over_base = not under("backbone/", weights)
     origin = _origin(file, recipe)
-    layers = _layers(recipe, pretrained, assignments)
+    layers = _layers(file, recipe, {} if over_base and pretrained is None else {"pretrained": pretrained}, assignments)
     config = layers.config()
     adapters = _for_use(config, weights)
+    if over_base:
+        _check_has_base(file, config.encoder.args)
     pipeline = make_run_pipeline(config.encoder, adapters, config.run.seed)
-    base: dict[str, Tensor] = pipeline.backbone.model.state_dict()
-    given = {name: torch.empty_like(value) for name, value in base.items()}
-    copy_strictly(under("backbone/", weights), given, f"{config.encoder.args.get('model')} ({file.name})")
-    trained = pipeline.backbone_state().keys()
-    beside = {name: value for name, value in weights.items() if not name.startswith("backbone/")}
-    kept = {**beside, **{f"backbone/{name}": given[name] for name in trained}}
-    base_weights = config.encoder.args.get("pretrained")
-    if base_weights is None:
-        with torch.no_grad():
-            for name, value in base.items():
-                value.copy_(given[name])
-        load_pipeline_state(pipeline, kept)
-        export(Model(pipeline, name=file.name), folder, adapters=adapters)
-        write_text(folder / ORIGIN, origin)
-        return _imported(folder, {**given, **beside}, whole=True)
-    _check_base(file, str(base_weights), base, given, trained)
+    kept = weights
+    if not over_base:
+        base: dict[str, Tensor] = pipeline.backbone.model.state_dict()
+        given = {name: torch.empty_like(value) for name, value in base.items()}
+        copy_strictly(under("backbone/", weights), given, f"{config.encoder.args.get('model')} ({file.name})")
+        trained = pipeline.backbone_state().keys()
+        beside = {name: value for name, value in weights.items() if not name.startswith("backbone/")}
+        kept = {**beside, **{f"backbone/{name}": given[name] for name in trained}}
+        base_weights = config.encoder.args.get("pretrained")
+        if base_weights is None:
+            with torch.no_grad():
+                for name, value in base.items():
+                    value.copy_(given[name])
+            load_pipeline_state(pipeline, kept)
+            export(Model(pipeline, name=file.name), folder, adapters=adapters)
+            write_text(folder / ORIGIN, origin)
+            return _imported(folder, {**given, **beside}, whole=True)
+        _check_base(file, str(base_weights), base, given, trained)
     record = RunRecord("finished", config.run.seed, list(adapters), frozen_digest(pipeline), versions())
     load_pipeline_state(pipeline, kept)
     _write_run(folder, to_yaml(layers, config), record, kept, origin)
     return _imported(folder, kept, whole=False)
 
 
-def _layers(recipe: Registered, pretrained: str | None, assignments: Sequence[str]) -> Layers:
-    """The recipe with the base weights and the user's assignments."""
+def _layers(file: Path, recipe: Registered, encoder: Mapping[str, Any], assignments: Sequence[str]) -> Layers:
+    """The recipe with the base model that the file's name tells, options of the encoder and the user's assignments.
+
+    Raises:
+        ConfigError: the user names another base model than the file does.
+    """
+    find: Callable[[str], Mapping[str, Any]] | None = None
+    if recipe.spec.importer_base:
+        find = build.resolve(recipe.spec.importer_base, recipe.id)
+    known = {} if find is None else dict(find(file.name))
     layers = Layers()
     layers.merge(read_yaml(recipe_path(recipe))[0], f"recipe {recipe.id}")
-    layers.merge({"plugins": [recipe.plugin], "encoder": {"pretrained": pretrained}}, "import")
+    layers.merge({"plugins": [recipe.plugin], "encoder": {**known, **encoder}}, "import")
     for assignment in assignments:
         layers.merge(nested(*parse_set(assignment)), "--set")
+    given = layers.config().encoder.args
+    for key, value in known.items():
+        # A tag names weights of a model, not another model.
+        if str(given.get(key)).partition(".")[0] != str(value).partition(".")[0]:
+            raise ConfigError(
+                f"{file.name} was trained over encoder.{key} {value}, not {given.get(key)}; leave encoder.{key} out"
+            )
     return layers
+
+
+def _check_has_base(file: Path, encoder: Mapping[str, Any]) -> None:
+    """Refuses random base weights under a checkpoint that holds none.
+
+    Raises:
+        ConfigError: the encoder has no weights.
+    """
+    if not encoder.get("pretrained") and not str(encoder.get("model")).startswith(("local-dir:", "hf-hub:")):
+        raise ConfigError(
+            f"{file} holds only what was trained beside its base model; name the base's weights with --pretrained, a "
+            "tag or a file"
+        )
 
 
 def _imported(folder: Path, tensors: Mapping[str, Tensor], *, whole: bool) -> Imported:

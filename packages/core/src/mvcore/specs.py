@@ -227,7 +227,10 @@ class RecipeSpec(Spec):
         default: the recipe that `--plugin NAME` takes when the user brings data or an encoder.
         importer: `"package.module:function"` for `mvcore import`: from the tensors of a checkpoint of the method's
             authors, by name, to the same under the names of this recipe's own checkpoints (`backbone/<library key>`
-            for every weight of the model, `adapters/<name>/<key>`).
+            for every weight of the model, or for none where the checkpoint holds only what was trained beside it;
+            `adapters/<name>/<key>`).
+        importer_base: `"package.module:function"` for `mvcore import`: from the name of such a checkpoint's file to the
+            options of the encoder that it was trained over, as `{"model": NAME}`; `{}` for a name that tells nothing.
     """
 
     part: ClassVar[str] = "recipe"
@@ -235,13 +238,15 @@ class RecipeSpec(Spec):
     path: str = ""
     default: bool = False
     importer: str = ""
+    importer_base: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[\w./-]+\.yaml", self.path) or ".." in self.path:
             raise ValueError(f"RecipeSpec {self.name!r}: path must look like 'package:recipes/name.yaml'")
-        if self.importer and not _REFERENCE.fullmatch(self.importer):
-            raise ValueError(f"RecipeSpec {self.name!r}: importer must look like 'package.module:function'")
+        for what, reference in (("importer", self.importer), ("importer_base", self.importer_base)):
+            if reference and not _REFERENCE.fullmatch(reference):
+                raise ValueError(f"RecipeSpec {self.name!r}: {what} must look like 'package.module:function'")
 
 
 @dataclass(frozen=True, kw_only=True)

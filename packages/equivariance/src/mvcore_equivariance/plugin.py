@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, hookimpl
+from mvcore.api import EncoderSpec, EvaluatorSpec, LossSpec, RecipeSpec, hookimpl
 
 MVCORE_API = 1
 
