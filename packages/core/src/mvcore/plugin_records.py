@@ -129,7 +129,7 @@ def examine(candidate: Candidate) -> tuple[PluginRecord, Any]:
         # What a plugin prints while it is imported must not get into the output of `--json`.
         with contextlib.redirect_stdout(sys.stderr):
             plugin = candidate.load()
-            specs = _validated_specs(candidate.name, plugin)
+            specs = validated_specs(candidate.name, plugin)
     except _RefusedError as exc:
         return replace(record, status=exc.status, reason=str(exc), traceback=traceback.format_exc()), None
     except (Exception, SystemExit) as exc:
@@ -138,7 +138,8 @@ def examine(candidate: Candidate) -> tuple[PluginRecord, Any]:
     return replace(record, specs=specs), plugin
 
 
-def _validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:
+def validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:
+    """What a plugin registers, asked in a manager of its own."""
     api = getattr(plugin, "MVCORE_API", None)
     if type(api) is not int:
         raise _RefusedError(f"{name_of(plugin)} must say which plugin interface it was written for: MVCORE_API = 1")

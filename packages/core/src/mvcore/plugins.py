@@ -25,8 +25,9 @@ from mvcore.plugin_records import (
     kind_of,
     name_of,
     new_manager,
+    validated_specs,
 )
-from mvcore.specs import NAME, RecipeSpec
+from mvcore.specs import NAME, RecipeSpec, Spec
 from mvcore.suggest import did_you_mean, listed
 
 ENV_STRICT = "MVCORE_STRICT_PLUGINS"
@@ -196,6 +197,28 @@ class Registry:
         from mvcore.plugin_files import file_candidate
 
         return self._add(file_candidate(path_or_module))
+
+    def extended(self, module: Any, name: str) -> Registry:
+        """A registry with the same plugins and one more; this one stays as it is.
+
+        Raises:
+            PluginError: as `register`.
+        """
+        other = Registry()
+        other._records = list(self._records)
+        for known, plugin in self._manager.list_name_plugin():
+            other._manager.register(plugin, known)
+        other.register(module, name)
+        return other
+
+    def asked_again(self, name: str) -> tuple[Spec, ...]:
+        """What a plugin's registration hooks give when they are called once more.
+
+        Raises:
+            PluginError: it is unknown or not ok.
+        """
+        self.plugin(name)
+        return validated_specs(name, self._manager.get_plugin(name))
 
     def _add(self, candidate: Candidate) -> PluginRecord:
         name = candidate.name

@@ -43,8 +43,6 @@ class ImageText:
         DataError: no such file, or an entry that is wrong; the text names it.
     """
 
-    provides = frozenset({"images", "captions", "object_ids", "view_ids"})
-
     def __init__(self, **options: Any) -> None:
         self.options = ImageTextOptions(**options)
         self.path = resolve_path(self.options.path, what="image-text list")
@@ -54,6 +52,7 @@ class ImageText:
         self._groups = _groups(self._entries)[: self.options.limit_objects]
         known = sorted({entry.object_id for entry in self._entries if entry.object_id >= 0})
         self._number_of = {object_id: number for number, object_id in enumerate(known)}
+        self.provides = frozenset({"images", "captions", *(("object_ids", "view_ids") if known else ())})
         self.n_store_objects = len(known)
         self.n_store_views = len(self._entries) if known else 0
         self._pipeline = Pipeline(self.image_size, self.options)

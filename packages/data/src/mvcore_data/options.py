@@ -120,16 +120,19 @@ class ViewsOptions(ImageOptions):
         split: only the objects of this split of the store.
         licences: only objects of these licences, as `[CC-BY-4.0, CC0-1.0]`; see `mvcore_data.licences.allowed`.
         views: only these viewpoints.
-        cache: `memory` keeps every view's image, decoded and fitted, in memory that forked workers share.
-        depth: load depth, where a view has it.
+        cache: `memory` keeps every view's image, decoded and fitted, in memory that forked workers share, and stored
+            vectors too.
+        depth: load depth, where a view has it; `only` leaves out views, and with them objects, that have none.
         masks: load masks; every view must have one.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
         captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
         embeddings: stored vectors to give with the views drawn and with their captions: tags of `mvcore data embed`, or
             a mapping from names in this run to tags.
         images: false reads no pixels, where stored vectors take their place.
+        cameras: false leaves out the cameras that the store has, where nothing reads them.
     """
 
+    path: str = Field(examples=["demo"])
     format: str | None = None
     format_options: dict[str, Any] = Field(default={})
     image_size: int | None = Field(default=None, ge=8, le=4096)
@@ -137,12 +140,13 @@ class ViewsOptions(ImageOptions):
     licences: tuple[str, ...] | None = None
     views: ViewFilter | None = None
     cache: Literal["none", "memory"] = "none"
-    depth: bool = False
+    depth: bool | Literal["only"] = False
     masks: bool = False
     captions: Literal["all", "random", "none"] = "all"
     captions_from: str | None = None
     embeddings: tuple[str, ...] | dict[str, str] = ()
     images: bool = True
+    cameras: bool = True
 
     @property
     def tags(self) -> dict[str, str]:
@@ -159,8 +163,8 @@ class ViewsOptions(ImageOptions):
             for name in ("augment", "masks", "depth"):
                 if getattr(self, name):
                     raise ValueError(f"{name} goes with images; set images to true or leave {name} out")
-            if self.cache != "none":
-                raise ValueError("cache keeps images; set images to true or cache to none")
+            if self.cache != "none" and not self.tags:
+                raise ValueError("cache keeps images and stored vectors; name one of them or set cache to none")
         return self
 
 

@@ -27,7 +27,9 @@ class CrossViewOptions(Options):
 class CropOptions(Options):
     """`duoduo.crop`: a square of each image, enlarged, in the place of the whole."""
 
-    size: int = Field(208, ge=1, description="side in pixels of the square that is cut out of the model's image")
+    size: int = Field(
+        208, ge=1, examples=[24], description="side in pixels of the square that is cut out of the model's image"
+    )
     training: Literal["random", "centre", "whole"] = Field(
         "random", description="where it lies in training; random = one place for all images of a pass"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +64,57 @@ def show(
         _show_plugin(registry.plugin(name), json)
     else:
         raise PluginError(_why_unknown(registry, name))
+
+
+@app.command("check")
+def check(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An installed plugin (ovt), a module, or a file (./my_loss.py).")
+    ],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="ID.OPTION=VALUE", help="An option to try a part with, as mine.tar.path=x.tar."),
+    ] = None,
+    json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="List what is in order as well.")] = False,
+) -> None:
+    """Tries a plugin and each of its parts on small data: shapes, gradients, orders, saving, shared state."""
+    args = _args_by_id(assignments or [])
+    from mvcore.testing.plugins import examine_plugin
+
+    findings = examine_plugin(name, args=args)
+    shown = [finding for finding in findings if verbose or finding.status != "ok"]
+    if json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        if shown:
+            rows = [
+                (finding.part, finding.check, f"{finding.status}: {finding.text}".rstrip(": ")) for finding in shown
+            ]
+            print_table(("part", "check", "found"), rows)
+        counts = Counter(finding.status for finding in findings)
+        typer.echo(f"{name}: {counts['ok']} ok, {counts['skipped']} skipped, {counts['failed']} failed")
+    failed = [finding for finding in findings if finding.status == "failed"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise PluginError(f"{failed[0].line}{more}")
+
+
+def _args_by_id(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """`--set mine.tar.path=x.tar` as options by the part's id."""
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        words = key.split(".")
+        if not equals or len(words) != 3:
+            raise ConfigError(f"--set {text!r}: write PLUGIN.PART.OPTION=VALUE")
+        try:
+            found.setdefault(".".join(words[:2]), {})[words[2]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {text!r}: the value is no YAML") from None
+    return found
 
 
 def _why_unknown(registry: Registry, name: str) -> str:
