@@ -62,7 +62,7 @@ class OpenClipOptions(Options):
             measured. null = everything is encoded.
     """
 
-    model: str = "ViT-B-32"
+    model: str = Field("ViT-B-32", examples=["package:mvcore/testing/clip.json"])
     pretrained: str | None = None
     train: str = "none"
     dense: DenseOptions = DenseOptions()
@@ -123,7 +123,7 @@ class TimmOptions(Options):
         dense: where the feature `dense` is taken.
     """
 
-    model: str
+    model: str = Field(examples=["test_vit"])
     pretrained: bool | str | None = None
     train: str = "none"
     image_size: int | None = Field(default=None, ge=1)
@@ -156,8 +156,8 @@ class StoredFeaturesOptions(Options):
         train: `none`; stored vectors do not train.
     """
 
-    tag: str = Field(min_length=1)
-    width: int = Field(ge=1)
+    tag: str = Field(min_length=1, examples=["toy"])
+    width: int = Field(ge=1, examples=[16])
     text_width: int | None = Field(default=None, ge=1)
     text_encoder: dict[str, Any] | None = None
     train: Literal["none"] = "none"
