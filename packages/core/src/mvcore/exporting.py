@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mvcore.checkpoint import load_weights, save_weights
 from mvcore.config import Part, gathered
+from mvcore.encoders.plain_library import LIBRARIES
 from mvcore.errors import ConfigError, WeightsError
 from mvcore.loading import EXPORT, make_run_pipeline
 from mvcore.lora import merge_lora
@@ -22,9 +23,8 @@ from mvcore.model_card import CARD, TRAINING_DATA, model_card
 from mvcore.run_folder import write_text
 from mvcore.training.module import load_pipeline_state, trained_state
 
-LIBRARIES = ("open_clip",)
-WEIGHTS = "open_clip_model.safetensors"
-CONFIG = "open_clip_config.json"
+_NOT_OPTIONS = ("id", "model", "pretrained", "train", "embeddings")
+"""Of a backbone's origin: what an export answers itself."""
 BESIDE = "mvcore_adapters.safetensors"
 
 
@@ -33,12 +33,14 @@ class Export:
     """What an export wrote.
 
     Args:
+        library: whose files they are.
         folder: holds the library's own files, and `mvcore_adapters.safetensors` where something could not be merged.
         merged, in_place, beside: names of the adapters folded into the weights, of those that only let the library's
             own weights train, which stand in its file, and of those exported beside them.
-        largest_difference: between unit image and text vectors of the merged model here and in the plain library.
+        largest_difference: between unit vectors of the merged model here and in the plain library.
     """
 
+    library: str
     folder: Path
     merged: tuple[str, ...]
     in_place: tuple[str, ...]
@@ -50,7 +52,7 @@ def export(
     model: Model,
     folder: Path,
     *,
-    to: str = "open_clip",
+    to: str | None = None,
     adapters: dict[str, Part] | None = None,
     dtype: torch.dtype = torch.float32,
     run: Path | None = None,
@@ -62,6 +64,7 @@ def export(
 
     Args:
         folder: must not exist yet.
+        to: the library that the files are for; None = the model's own.
         adapters: the run's adapter entries by name, so that what is exported beside can be made again.
         dtype: of the written weights; float16 halves the file and rounds.
         run: the folder of the run that trained the model, for the model card.
@@ -71,10 +74,11 @@ def export(
         ConfigError: another library than the model's, or the folder exists.
         WeightsError: the plain library does not give the same vectors.
     """
-    if to not in LIBRARIES or model.backbone.library != to:
-        raise ConfigError(
-            f"--to {to}: this model is of {model.backbone.library}; it can go to {model.backbone.library}"
-        )
+    own = model.backbone.library
+    if own not in LIBRARIES:
+        raise ConfigError(f"{model.name}: a model of {own} cannot be exported")
+    if to is not None and to != own:
+        raise ConfigError(f"--to {to}: this model is of {own}; it can go to {own}")
     if folder.exists():
         raise ConfigError(f"{folder} exists and is never overwritten; name another")
     pipeline = model.pipeline
@@ -89,8 +93,8 @@ def export(
         _write(pipeline, partial, merged, others, adapters or {}, dtype)
         difference = compare_with_plain(pipeline, partial, 1e-4 if dtype == torch.float32 else 1e-2)
         beside = tuple(link.name for link in others if link.name not in in_place)
-        done = Export(folder, merged, in_place, beside, difference)
-        _write_card(partial, done, to, run, measured)
+        done = Export(own, folder, merged, in_place, beside, difference)
+        _write_card(partial, done, run, measured)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -111,9 +115,10 @@ def _write(
     dtype: torch.dtype,
 ) -> None:
     backbone: Any = pipeline.backbone
+    library = LIBRARIES[backbone.library]
     state = backbone.model.state_dict()
-    save_weights(folder / WEIGHTS, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()})
-    write_text(folder / CONFIG, json.dumps(backbone.library_config(), indent=1) + "\n")
+    save_weights(folder / library.weights, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()})
+    write_text(folder / library.config, json.dumps(backbone.library_config(), indent=1) + "\n")
     left: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     for link in beside:
@@ -122,14 +127,15 @@ def _write(
             entries[link.name] = adapters[link.name].flat()
     if entries or left:
         save_weights(folder / BESIDE, left)
-    about = {"library": backbone.library, "merged": list(merged), "beside": entries}
+    options = {key: value for key, value in backbone.origin.items() if key not in _NOT_OPTIONS}
+    about = {"library": backbone.library, "options": options, "merged": list(merged), "beside": entries}
     write_text(folder / EXPORT, json.dumps(about, indent=1) + "\n")
 
 
-def _write_card(partial: Path, done: Export, library: str, run: Path | None, measured: bool) -> None:
+def _write_card(partial: Path, done: Export, run: Path | None, measured: bool) -> None:
     fates = {"merged": done.merged, "in place": done.in_place, "beside": done.beside}
     adapters = {name: fate for fate, names in fates.items() for name in names}
-    write_text(partial / CARD, model_card(done.folder.name, library, adapters, run, measured=measured))
+    write_text(partial / CARD, model_card(done.folder.name, done.library, adapters, run, measured=measured))
     if run is not None and (run / TRAINING_DATA).is_file():
         shutil.copyfile(run / TRAINING_DATA, partial / TRAINING_DATA)
 
@@ -143,9 +149,13 @@ def load_export(folder: Path, *, plain: bool = False) -> Pipeline:
     try:
         about: dict[str, Any] = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         entries = {name: Part.model_validate(gathered(entry, Part)) for name, entry in about["beside"].items()}
+        options = dict(about.get("options", {}))
+        library = str(about["library"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder / EXPORT}: damaged: {' '.join(str(error).split())}") from None
-    encoder = Part(id=f"core.{about['library']}", args={"model": f"local-dir:{folder.absolute()}"})
+    if library not in LIBRARIES:
+        raise WeightsError(f"{folder / EXPORT}: is of the library {library!r}, which is not known")
+    encoder = Part(id=f"core.{library}", args={**options, "model": f"local-dir:{folder.absolute()}"})
     pipeline = make_run_pipeline(encoder, {} if plain else entries, seed=0)
     if entries and not plain:
         # What adapters let train of the library's own weights stands in the library's file.
@@ -159,23 +169,15 @@ def compare_with_plain(pipeline: Pipeline, folder: Path, tolerance: float) -> fl
     """Loads an export strictly into the plain library, without mvcore's classes, and compares unit vectors.
 
     Returns:
-        The largest absolute difference over a few images and texts.
+        The largest absolute difference over a few images and, where the model has any, texts.
 
     Raises:
         WeightsError: it is larger than `tolerance`.
     """
-    import open_clip
-
     backbone: Any = pipeline.backbone
-    plain: Any = open_clip.create_model(f"local-dir:{folder.absolute()}", require_pretrained=True).eval()
-    size = backbone.image_size
-    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    texts = ["a photo of a chair", "a red striped mug"]
+    library = LIBRARIES[backbone.library]
     with evaluating(pipeline):
-        pixels = backbone.normalise(images.to(backbone.device))
-        mine = [backbone.model.encode_image(pixels), backbone.encode_text(texts)]
-    with torch.no_grad():
-        theirs = [plain.encode_image(pixels.cpu()), plain.encode_text(backbone.tokenizer(texts))]
+        mine, theirs = library.mine(backbone), library.theirs(backbone, folder)
     unit = nn.functional.normalize
     difference = max(
         float((unit(a.cpu().float(), dim=-1) - unit(b.float(), dim=-1)).abs().max())

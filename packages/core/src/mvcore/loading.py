@@ -13,9 +13,9 @@ from torch import Tensor
 from mvcore import build
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import Part
+from mvcore.encoder_names import encoder_named
 from mvcore.errors import ConfigError, DataError, PluginError, WeightsError
 from mvcore.model import Model, Pipeline
-from mvcore.paths import model_and_tag
 from mvcore.plugins import load_plugins
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import checkpoint_of, is_run, read_config, read_record
@@ -32,8 +32,9 @@ def load(
     """A model for use.
 
     Args:
-        source: a run's folder, an exported folder, an open_clip name (`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`) or a
-            JSON model config of open_clip.
+        source: a run's folder, an exported folder, an open_clip name (`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`), a
+            JSON model config of open_clip, or a timm name (`vit_small_patch14_dinov2.lvd142m`; `timm:NAME` where
+            open_clip has one of that name too).
         strength: how much of what was learnt is applied: 0 = the untouched model, 1 = as trained.
         which: `last` or `best` checkpoint of a run.
         device: where it shall run.
@@ -89,10 +90,10 @@ def _load_plain(source: str) -> Pipeline:
         if seeds:
             raise ConfigError(f"{source} holds one run for each seed; name one: {', '.join(seeds)}")
         raise ConfigError(f"{source}: neither a run nor an export (it has no run.json and no {EXPORT})")
-    model, pretrained = model_and_tag(source)
-    if pretrained is None and path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
+    part_id, args = encoder_named(source)
+    if args["pretrained"] is None and path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
         raise ConfigError(f"{source}: weights alone do not say their model; name the run's folder or an export")
-    return make_pipeline(chosen_encoder({"model": model, "pretrained": pretrained}), [], seed=0)
+    return make_pipeline(chosen_encoder(args, part_id), [], seed=0)
 
 
 def _load_run(folder: Path, strength: float, which: str) -> Pipeline:

@@ -64,7 +64,8 @@ def model_card(name: str, library: str, adapters: Mapping[str, str], run: Path |
     Raises:
         MvcoreError: the run's folder is damaged.
     """
-    head = ["---", f"library_name: {library}", "tags: [clip, multi-view, mvcore]", "---", "", f"# {name}", ""]
+    kind = "clip" if library == "open_clip" else "dense-features"
+    head = ["---", f"library_name: {library}", f"tags: [{kind}, multi-view, mvcore]", "---", "", f"# {name}", ""]
     parts = [head, _about(library, adapters, run)]
     if run is not None:
         parts += [_training_data(read_training_data(run)), _figures(run, measured)]
@@ -149,19 +150,35 @@ def _row(folder: Path) -> dict[str, EvalResult]:
     return {path.parent.name: load_result(path.parent) for path in sorted(folder.glob("*/result.json"))}
 
 
+_IN_CODE: Mapping[str, tuple[list[str], str]] = {
+    "open_clip": (
+        [
+            "import open_clip",
+            "",
+            'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")',
+            'tokenizer = open_clip.get_tokenizer("local-dir:{name}")',
+            "model.eval()",
+        ],
+        'vectors = model.encode_text(["a red cup"])',
+    ),
+    "timm": (
+        ["import timm", "", 'model = timm.create_model("local-dir:{name}", pretrained=True).eval()'],
+        "features = model.keypoints(image, points)  # (1, P, C) for an (H, W, 3) uint8 image and (P, 2) pixels",
+    ),
+}
+"""How a model is used in each library, and one line with mvcore."""
+
+
 def _use(name: str, library: str, beside: list[str]) -> list[str]:
     missing = f" It lacks what stands beside the weights: {', '.join(f'`{key}`' for key in beside)}." if beside else ""
+    plain, ours = _IN_CODE[library]
     return [
         "## Use",
         "",
         f"In plain {library}, from the folder that holds `{name}`:{missing}",
         "",
         "```python",
-        "import open_clip",
-        "",
-        f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")',
-        f'tokenizer = open_clip.get_tokenizer("local-dir:{name}")',
-        "model.eval()",
+        *(line.format(name=name) for line in plain),
         "```",
         "",
         "With mvcore, all of it:",
@@ -170,7 +187,7 @@ def _use(name: str, library: str, beside: list[str]) -> list[str]:
         "import mvcore",
         "",
         f'model = mvcore.load("{name}")',
-        'vectors = model.encode_text(["a red cup"])',
+        ours,
         "```",
         "",
     ]

@@ -8,6 +8,8 @@ from pathlib import Path
 from mvcore.errors import DataError, MvcoreError
 
 PACKAGE = "package:"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""Of the files of weights that are read."""
 
 
 def resolve_path(
@@ -50,7 +52,13 @@ def _package_path(text: str, what: str, error: type[MvcoreError]) -> Path:
 
 
 def model_and_tag(text: str) -> tuple[str, str | None]:
-    """`NAME:PRETRAINED` as its two parts; `hf-hub:`, `local-dir:` and `package:` begin a name and bring no tag."""
+    """`NAME:PRETRAINED` as its two parts; `hf-hub:`, `local-dir:` and `package:` begin a name and bring no tag.
+
+    `timm:` before a name belongs to it.
+    """
+    if text.startswith("timm:"):
+        model, tag = model_and_tag(text.removeprefix("timm:"))
+        return f"timm:{model}", tag
     if text.startswith(("hf-hub:", "local-dir:", PACKAGE)):
         return text, None
     model, _, tag = text.partition(":")

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvcore.config_layers import Layers, nested, parse_set, read_yaml
+from mvcore.config_layers import Layers, nested, parse_set, read_yaml, section_of
+from mvcore.encoder_names import encoder_named
 from mvcore.errors import ConfigError
 from mvcore.key_path import show_path
-from mvcore.paths import model_and_tag
-from mvcore.plugins import PluginRecord, Registered, Registry, recipe_path
-from mvcore.specs import STATE
+from mvcore.mixing import merge_recipes
+from mvcore.plugins import PluginRecord, Registered, Registry
+from mvcore.pull_in import PullIn, follow
 from mvcore.suggest import did_you_mean, listed
 
 DEMO = "demo"
@@ -29,7 +30,7 @@ class Request:
         recipe: `name` of the plugin's, or `plugin.name`.
         data: a store for the recipe's first source, `PATH` or `PATH#SPLIT`.
         validate: a store to measure on, `PATH` or `PATH#SPLIT`.
-        encoder: an open_clip model, `NAME` or `NAME:PRETRAINED`.
+        encoder: an open_clip or timm model, `NAME` or `NAME:PRETRAINED`.
         losses: `id=weight`, or `id`; weight 0 drops it.
         only_losses: keep just the losses named.
         assignments: `--set` texts.
@@ -70,23 +71,24 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         raise ConfigError(
             "nothing to run: name a plugin (--plugin ovt), a recipe (--recipe core.pretrain) or a YAML file"
         )
-    for found in recipes:
-        _merge_recipe(layers, found)
-        notes.append(f"recipe {found.id}")
+    merged = merge_recipes(layers, recipes, notes)
     if request.file is not None:
         layers.merge(*read_yaml(request.file))
     _set_plugins(layers, records, registry)
     if request.encoder is not None:
-        model, tag = model_and_tag(request.encoder)
-        layers.merge({"encoder": {"id": "core.open_clip", "model": model, "pretrained": tag}}, "--encoder")
+        part_id, args = encoder_named(request.encoder)
+        layers.merge({"encoder": {"id": part_id, **args}}, "--encoder")
     if request.data is not None:
-        _set_data(layers, request.data)
+        _set_data(layers, request.data, merged.firsts)
     if request.validate is not None:
         _set_validation(layers, request.validate)
     layers.merge(request.flags, "flag")
-    _set_losses(layers, request, registry, notes)
+    style = recipes[0].spec.name if recipes else ""
+    follows = _set_losses(layers, request, registry, notes, style)
     for assignment in request.assignments:
         layers.merge(nested(*parse_set(assignment)), "--set")
+    merged.check(layers)
+    follow(layers, follows)
     _drop_sources_without_data(layers, notes)
     return Resolved(layers, notes)
 
@@ -114,13 +116,6 @@ def _set_plugins(layers: Layers, records: Sequence[PluginRecord], registry: Regi
     named = [record.name if record.distribution else record.source for record in records]
     if named:
         layers.merge({"plugins": list(dict.fromkeys([*written, *named]))}, "--plugin")
-
-
-def section_of(values: Any, *path: str) -> dict[str, Any]:
-    """The mapping at a path of keys, or an empty one; what is no mapping is left for the validation to find."""
-    for key in path:
-        values = values.get(key) if isinstance(values, dict) else None
-    return values if isinstance(values, dict) else {}
 
 
 def _recipes(request: Request, names: Sequence[str], registry: Registry) -> list[Registered]:
@@ -151,49 +146,20 @@ def _demo(plugin: str, registry: Registry) -> str:
     return DEMO
 
 
-def _merge_recipe(layers: Layers, recipe: Registered) -> None:
-    """Lays a recipe over those before it; where two recipes disagree, the user must say."""
-    values, _ = read_yaml(recipe_path(recipe))
-    source = f"recipe {recipe.id}"
-    for path, value in _leaves(values):
-        before = _at(layers.values, path)
-        if before is not None and before != value:
-            raise ConfigError(
-                f"{show_path(path)} is {before!r} in {layers.source_of(path)} and {value!r} in {source}; settle it in "
-                "a YAML file that holds both, or run one of them and add the other's losses with --loss"
-            )
-    layers.merge(values, source)
-
-
-def _leaves(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    found: list[tuple[tuple[str, ...], Any]] = []
-    for key, value in values.items():
-        here = (*path, str(key))
-        found += _leaves(value, here) if isinstance(value, Mapping) else [(here, value)]
-    return found
-
-
-def _at(values: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        if not isinstance(values, Mapping) or key not in values:
-            return None
-        values = values[key]
-    return values
-
-
 def _place(text: str) -> dict[str, Any]:
     """`PATH#SPLIT` as a source's keys."""
     path, mark, split = text.rpartition("#")
     return {"path": path, "split": split} if mark else {"path": text}
 
 
-def _set_data(layers: Layers, data: str) -> None:
-    """Puts the user's data into the first source, and where a recipe asks for data to measure on."""
+def _set_data(layers: Layers, data: str, firsts: Sequence[str]) -> None:
+    """Puts the user's data into the first source (of each recipe), and where a recipe asks for data to measure on."""
     sources = section_of(layers.values, "data")
     if not sources:
         layers.merge({"data": {"data": {"id": "data.views", **_place(data)}}}, "--data")
         return
-    layers.merge({"data": {next(iter(sources)): _place(data)}}, "--data")
+    for name in firsts or [next(iter(sources))]:
+        layers.merge({"data": {name: _place(data)}}, "--data")
     asking = [name for name, entry in section_of(layers.values, "validate", "data").items() if _asks_for_data(entry)]
     if asking:
         layers.merge({"validate": {"data": {name: _place(data) for name in asking}}}, "--data")
@@ -244,7 +210,9 @@ def _drop_readers(parts: dict[str, Any], source: str, kind: str, notes: list[str
             notes.append(f"without {show_path((kind, name))}, which works on {source} alone")
 
 
-def _set_losses(layers: Layers, request: Request, registry: Registry, notes: list[str]) -> None:
+def _set_losses(layers: Layers, request: Request, registry: Registry, notes: list[str], style: str) -> dict[str, str]:
+    """Sets, adds and drops losses; returns the sources that an added one brought, each with whose data it has."""
+    follows: dict[str, str] = {}
     losses = section_of(layers.values, "losses")
     before = set(losses)
     wanted: dict[str, float] = {}
@@ -263,7 +231,10 @@ def _set_losses(layers: Layers, request: Request, registry: Registry, notes: lis
             added = name not in losses
             layers.merge({"losses": {name: {"weight": weight}}}, "--loss")
             if added:
-                _pull_in(layers, registry.spec("loss", name), registry, notes)
+                pulled = PullIn(layers, registry.spec("loss", name), name, registry, style)
+                pulled.run()
+                notes += pulled.notes
+                follows |= pulled.follows
         elif name in losses:
             layers.merge({"losses": {name: None}}, "--loss")
             notes.append(f"loss {name} dropped (--loss {name}=0)")
@@ -274,6 +245,7 @@ def _set_losses(layers: Layers, request: Request, registry: Registry, notes: lis
             )
     if before - set(losses):
         _drop_sources_without_reader(layers, notes)
+    return follows
 
 
 def _drop_sources_without_reader(layers: Layers, notes: list[str]) -> None:
@@ -302,50 +274,3 @@ def _loss_and_weight(text: str, losses: Mapping[str, Any]) -> tuple[str, float]:
         raise ConfigError(f"--loss {text!r}: the weight must not be negative; 0 drops the loss")
     named = [name for name, entry in losses.items() if isinstance(entry, Mapping) and entry.get("id", name) == loss]
     return (named[0] if loss not in losses and len(named) == 1 else loss), value
-
-
-def _pull_in(layers: Layers, loss: Registered, registry: Registry, notes: list[str]) -> None:
-    """Takes from an added loss's own plugin's recipe what supplies a missing need: trainers and adapters, nothing else.
-
-    A trainer that is the only one to publish what the loss needs is taken without a recipe too. What would replace a
-    feature that the run has already is not taken, nor are the recipe's own sources.
-    """
-    recipes = [entry for entry in registry.specs("recipe").values() if entry.plugin == loss.plugin]
-    recipes.sort(key=lambda entry: (not entry.spec.default, entry.spec.name != DEMO))
-    if recipes:
-        _pull_from_recipe(layers, loss, recipes[0], registry, notes)
-    _pull_only_trainers(layers, loss, registry, notes)
-
-
-def _pull_only_trainers(layers: Layers, loss: Registered, registry: Registry, notes: list[str]) -> None:
-    """Adds the trainer of a state that the loss needs and only one registered trainer publishes."""
-    for key in sorted(key for key in loss.spec.needs if key.startswith(STATE)):
-        givers = [id for id, entry in registry.specs("trainer").items() if key in entry.spec.provides]
-        if len(givers) != 1 or key in _given(section_of(layers.values, "trainers"), "trainer", registry):
-            continue
-        layers.merge({"trainers": {givers[0]: {}}}, "--loss")
-        notes.append(f"trainer {givers[0]}: {loss.id} needs {key}, which no other trainer publishes")
-
-
-def _pull_from_recipe(
-    layers: Layers, loss: Registered, recipe: Registered, registry: Registry, notes: list[str]
-) -> None:
-    values, _ = read_yaml(recipe_path(recipe))
-    source = f"recipe {recipe.id}"
-    for section, kind in (("trainers", "trainer"), ("adapters", "encoder")):
-        present = section_of(layers.values, section)
-        for name, entry in section_of(values, section).items():
-            spec = registry.spec(kind, (entry or {}).get("id", name)).spec
-            gives = {key for key in loss.spec.needs & set(spec.provides) if "." in key}
-            if not gives or name in present or gives & _given(present, kind, registry):
-                continue
-            own = {key: value for key, value in (entry or {}).items() if key != "on"}
-            layers.merge({section: {name: own}}, source)
-            notes.append(f"{section[:-1]} {name} from {source}: {loss.id} needs {listed(gives)}")
-
-
-def _given(present: Mapping[str, Any], kind: str, registry: Registry) -> set[str]:
-    """The keys that the run's own parts of a kind provide."""
-    known = registry.specs(kind)
-    ids = [entry.get("id", name) if isinstance(entry, Mapping) else name for name, entry in present.items()]
-    return {key for part_id in ids if part_id in known for key in known[part_id].spec.provides}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from mvcore.checkpoint import WEIGHTS, load_weights
-from mvcore.config import RunConfig
+from mvcore.config import LEDGER, RunConfig
 from mvcore.config_layers import Layers, to_yaml
+from mvcore.encoders.plain_library import LIBRARIES
 from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError
 from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.evaluation.runner import evaluate
@@ -24,7 +25,9 @@ from mvcore.loading import apply_weights
 from mvcore.model import Model, Pipeline
 from mvcore.model_card import write_training_data
 from mvcore.plugins import Registry
-from mvcore.report.tables import Comparison, compare, save_comparison
+from mvcore.report.ledger import draw_ledger, ledger_table
+from mvcore.report.long_table import save_long_table
+from mvcore.report.tables import Comparison, Results, compare, save_comparison
 from mvcore.report.viewpoints import draw_rows_by_viewpoint
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
@@ -36,6 +39,7 @@ from mvcore.training.weights import WeightSchedule
 from mvcore.validation import Written, nowhere
 
 Rows = dict[str, dict[str, EvalResult]]
+EXPORTED = "exported"
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Session:
     specified: Specified
     measured: Mapping[str, Any]
     evaluators: Mapping[str, Any]
+    ledger: Mapping[str, Any]
     registry: Registry
     written: Written = nowhere
 
@@ -90,7 +95,8 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     for source in specified[0].values():
         SourceSampler(source, config.run.seed)  # refuses what cannot be drawn
         _warn_about_pairs(source)
-    session = Session(config, blueprint, planned, sources, specified, measured, evaluators, registry, written)
+    ledger = {LEDGER: blueprint.ledger.make()} if measured and blueprint.ledger is not None else {}
+    session = Session(config, blueprint, planned, sources, specified, measured, evaluators, ledger, registry, written)
     if config.control:
         session.control()  # refuses a control with nothing to train
     return session
@@ -154,7 +160,7 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
     """
     config = session.config
     rows: Rows = {}
-    measuring = bool(session.evaluators)
+    measuring = bool(session.evaluators or session.ledger)
     if measuring:
         untouched = Model(make_pipeline(session.blueprint.encoder, [], config.run.seed))
         connect(untouched.pipeline, session)
@@ -170,8 +176,8 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
     tuned = _trained(session, folder, yaml_text, console, f"{title}tuned")
     if measuring:
         rows["tuned"] = _measure(session, tuned, folder / "evaluation" / "tuned", console, "tuned")
-        if tuned.backbone.library == "open_clip":
-            rows["exported"] = _exported(session, tuned, folder, console)
+        if tuned.backbone.library in LIBRARIES:
+            rows[EXPORTED] = _exported(session, tuned, folder, console)
     return rows
 
 
@@ -229,7 +235,10 @@ def connect(pipeline: Pipeline, session: Session) -> None:
 def _measure(
     session: Session, model: Model, output: Path, console: Console, row: str, tag: str | None = None
 ) -> dict[str, EvalResult]:
-    saved = _saved(output, session.evaluators)
+    # What was exported is there to be compared with the tuned model, not to be judged again.
+    judged = row != EXPORTED and "view" in model.pipeline.provides
+    evaluators = {**session.evaluators, **(session.ledger if judged else {})}
+    saved = _saved(output, evaluators)
     if saved is not None:
         return saved
     check_image_sizes("validate.data", session.measured, model.backbone)
@@ -239,7 +248,7 @@ def _measure(
         names = ", ".join(stored.sources)
         console.print(f"{row}: views of {names} read from the stored embeddings {tag}", markup=False, highlight=False)
     with console.status(f"measuring {row}"):
-        return evaluate(model, session.evaluators, session.measured, output, stored=stored)
+        return evaluate(model, evaluators, session.measured, output, stored=stored)
 
 
 def _saved(output: Path, evaluators: Mapping[str, Any]) -> dict[str, EvalResult] | None:
@@ -258,29 +267,44 @@ def _exported(session: Session, tuned: Model, folder: Path, console: Console) ->
         done = export(tuned, target, adapters=entries, run=folder)
         console.print(describe_export(done))
     plain: Pipeline = load_export(target, plain=True)
-    return _measure(session, Model(plain), folder / "evaluation" / "exported", console, "exported")
+    return _measure(session, Model(plain), folder / "evaluation" / EXPORTED, console, EXPORTED)
 
 
 def describe_export(done: Any) -> str:
     """What an export did, in one or two lines."""
-    text = f"exported to {done.folder} (open_clip loads it as local-dir:{done.folder}); "
+    text = f"exported to {done.folder} ({done.library} loads it as local-dir:{done.folder}); "
     text += f"merged: {', '.join(done.merged) or 'nothing'}; largest difference {done.largest_difference:.1g}"
     if done.in_place:
         text += f"; trained in place: {', '.join(done.in_place)}"
     if done.beside:
-        text += f"\nnot mergeable, exported beside it and missing in plain open_clip: {', '.join(done.beside)}"
+        text += f"\nnot mergeable, exported beside it and missing in plain {done.library}: {', '.join(done.beside)}"
     return text
 
 
 def report(seeds: list[Rows], folder: Path, console: Console, *, demo: bool) -> Comparison | None:
-    """The before/after table over all seeds, printed and saved under `report/` with a picture by viewpoint."""
+    """The before/after table and the ledger over all seeds, printed and saved under `report/` with their pictures."""
     names = [name for name in seeds[0] if all(name in rows for rows in seeds)]
     if not names:
         return None
-    labels = {"exported": "tuned, as exported"}
+    labels = {EXPORTED: "tuned, as exported"}
     rows = {labels.get(name, name): [found[name] for found in seeds] for name in names}
     comparison = compare(rows, demo=demo)
     save_comparison(comparison, folder / "report", "comparison")
     draw_rows_by_viewpoint(rows, folder / "report" / "viewpoints.png", title="DEMO" if demo else "")
-    console.print(comparison.to_rich())
+    if comparison.columns:
+        console.print(comparison.to_rich())
+    report_ledger(rows, folder, console, demo=demo)
     return comparison
+
+
+def report_ledger(rows: Mapping[str, Sequence[Results]], folder: Path, console: Console, *, demo: bool) -> None:
+    """The ledger, printed and saved under `report/`; the pictures are those of the first seed."""
+    table = ledger_table(rows, demo=demo)
+    if table is None:
+        return
+    save_long_table(table, folder / "report", "ledger")
+    console.print(table.to_rich())
+    first = next(path for path in (folder, *sorted(folder.glob("seed-*"))) if (path / "evaluation").is_dir())
+    found = {row: seeds[0][LEDGER] for row, seeds in rows.items() if LEDGER in seeds[0]}
+    folders = {row: first / "evaluation" / row / LEDGER for row in found}
+    draw_ledger(folders, found, folder / "report", demo=demo)

@@ -10,7 +10,7 @@ import typer
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    to: Annotated[str, typer.Option(help="The library: open_clip.")] = "open_clip",
+    to: Annotated[str | None, typer.Option(help="The library: open_clip or timm; default: the model's own.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New folder; default: RUN/export-LIBRARY.")
     ] = None,
@@ -33,7 +33,7 @@ def export(
     entries = {name: config.adapters[name] for name in record.adapters}
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"--dtype {dtype!r}: write float32, float16 or bfloat16")
-    target = output or run / f"export-{to.replace('_', '-')}"
+    target = output or run / f"export-{model.backbone.library.replace('_', '-')}"
     measured = which == "last" and strength == 1.0
     done = write(model, target, to=to, adapters=entries, dtype=getattr(torch, dtype), run=run, measured=measured)
     typer.echo(describe_export(done))

@@ -8,9 +8,6 @@ from contextlib import contextmanager, nullcontext
 
 from mvcore.errors import WeightsError
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-"""Of the files of weights that are read."""
-
 
 @contextmanager
 def loading(what: str, *, hub: bool) -> Iterator[None]:

@@ -14,9 +14,9 @@ from typing import Any
 import open_clip
 from torch import nn
 
-from mvcore.encoders.library import WEIGHT_SUFFIXES, loading, one_line
+from mvcore.encoders.library import loading, one_line
 from mvcore.errors import WeightsError
-from mvcore.paths import PACKAGE, resolve_path
+from mvcore.paths import PACKAGE, WEIGHT_SUFFIXES, resolve_path
 from mvcore.suggest import did_you_mean
 
 _SCHEMAS = ("hf-hub:", "local-dir:")

@@ -85,7 +85,7 @@ class OpenClipOptions(Options):
     def provides(self) -> frozenset[str]:
         """The features that the model can give, as far as its config is at hand without loading anything."""
         features = frozenset({"view", "text", "dense", "logit_scale"})
-        config = _config_at_hand(self.model)
+        config = config_at_hand(self.model)
         has_bias = config is None or config.get("init_logit_bias") is not None
         return features | {"logit_bias"} if has_bias else features
 
@@ -174,7 +174,7 @@ class StoredFeaturesOptions(Options):
         return frozenset({"embeddings"})
 
 
-def _config_at_hand(model: str) -> dict[str, Any] | None:
+def config_at_hand(model: str) -> dict[str, Any] | None:
     """A model's config from a JSON file or the library's folder, found without importing torch; None if elsewhere."""
     if model.startswith(("hf-hub:", "local-dir:")):
         return None

@@ -14,9 +14,9 @@ from timm.models import load_state_dict
 from timm.models._hub import load_state_dict_from_path
 from torch import nn
 
-from mvcore.encoders.library import WEIGHT_SUFFIXES, loading
+from mvcore.encoders.library import loading
 from mvcore.errors import WeightsError
-from mvcore.paths import PACKAGE, resolve_path
+from mvcore.paths import PACKAGE, WEIGHT_SUFFIXES, resolve_path
 from mvcore.suggest import did_you_mean
 
 
