@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm.models.vision_transformer
 import torch
 from mvcore.encoders.open_clip import OpenClip
+from mvcore_data import ViewStoreWriter
 
 PATCH = 8
 
@@ -49,3 +51,24 @@ def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OpenCl
         return OpenClip(model=str(path), pretrained=None, **options).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of four painted walls, each seen straight on by four cameras side by side, 4 pixels apart."""
+    path = tmp_path_factory.mktemp("walls") / "store"
+    rng = np.random.default_rng(0)
+    size, focal, distance, step = 64, 64.0, 2.0, 4
+    intrinsics = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+    with ViewStoreWriter(path, codec="png") as writer:
+        for i in range(4):
+            wall = np.kron(rng.integers(0, 256, (16, 20, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+            views, cameras = [], []
+            for k in range(4):
+                views.append(wall[:, k * step : k * step + size].copy())
+                place = np.eye(4)
+                place[0, 3] = -k * step * distance / focal
+                cameras.append((intrinsics, place))
+            depth = [np.full((size, size), distance, np.float32)] * 4
+            writer.add_object(f"wall{i}", views, cameras=cameras, depth=depth, masks=[plane > 0 for plane in depth])
+    return path

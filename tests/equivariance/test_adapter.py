@@ -83,6 +83,22 @@ def test_strength_zero_is_the_backbones_own_map(small_clip: Make, head: Any) -> 
 
 
 @pytest.mark.parametrize("head", ["conv", "residual", "none"])
+def test_merging_at_half_strength_keeps_the_map(small_clip: Make, head: Any) -> None:
+    pipeline = attached(small_clip(), DenseAdapter(last_blocks=2, head=head))
+    trained(pipeline)
+    only(pipeline).set_strength(0.4)
+    half = dense_of(pipeline)
+    only(pipeline).merge()
+    torch.testing.assert_close(dense_of(pipeline), half, atol=1e-5, rtol=1e-5)
+    again = small_clip()
+    again.model.load_state_dict(pipeline.backbone.model.state_dict())
+    other = attached(again, DenseAdapter(last_blocks=2, head=head))
+    if head != "none":
+        only(other).load_trained_state(only(pipeline).trained_state())
+    torch.testing.assert_close(dense_of(other), half, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["conv", "residual", "none"])
 def test_merging_leaves_the_plain_library_and_the_head_beside(small_clip: Make, head: Any) -> None:
     pipeline = attached(small_clip(), DenseAdapter(last_blocks=2, head=head))
     trained(pipeline)

@@ -174,9 +174,7 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., st
 SMALL = ["--set", "encoder.image_size=56", "--set", "encoder.patches=4"]
 
 
-def test_import_keeps_what_was_trained_over_its_base(
-    call: Callable[..., str], base_file: Path, tmp_path: Path
-) -> None:
+def test_import_keeps_what_was_trained_over_its_base(call: Callable[..., str], base_file: Path, tmp_path: Path) -> None:
     checkpoint = released(384)
     said = call("dinov2_small.ckpt", checkpoint, "--pretrained", str(base_file), *SMALL)
     assert "imported what was trained, 18 tensors of 1,352,064 values" in said
@@ -190,16 +188,14 @@ def test_import_keeps_what_was_trained_over_its_base(
     assert len(weights) == 18
     pixels = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), np.uint8)
     vit: Any = timm.create_model("vit_small_patch14_dinov2", num_classes=0, dynamic_img_size=True).eval()
-    vit.load_state_dict({k: v for k, v in load_weights(base_file).items()})
+    vit.load_state_dict(load_weights(base_file))
     mean, std = (torch.tensor(vit.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     expected = by_authors(vit, checkpoint, normalised)
     torch.testing.assert_close(mvcore.load(tmp_path / "out").dense(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_import_refuses_another_backbone_in_one_line(
-    call: Callable[..., str], base_file: Path, tmp_path: Path
-) -> None:
+def test_import_refuses_another_backbone_in_one_line(call: Callable[..., str], base_file: Path, tmp_path: Path) -> None:
     base = ["--pretrained", str(base_file), *SMALL]
     said = call("dinov2_small.ckpt", released(768), *base, code=2)
     assert "shape of blocks.8.attn.qkv.weight.q.lora_a is (4, 768), not (4, 384)" in said

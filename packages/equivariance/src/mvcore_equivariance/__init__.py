@@ -8,15 +8,20 @@ if TYPE_CHECKING:
     from mvcore_equivariance.average_precision import smooth_ap
     from mvcore_equivariance.encoder import DenseEncoder
     from mvcore_equivariance.geometry import lift_depth, project
+    from mvcore_equivariance.metrics import ape_pcdp, pck, pose_error, tap_vid_metrics
     from mvcore_equivariance.sampling import released_resolution, sample_features
 
 _LAZY = {
     "DenseEncoder": "mvcore_equivariance.encoder",
+    "ape_pcdp": "mvcore_equivariance.metrics",
     "lift_depth": "mvcore_equivariance.geometry",
+    "pck": "mvcore_equivariance.metrics",
+    "pose_error": "mvcore_equivariance.metrics",
     "project": "mvcore_equivariance.geometry",
     "released_resolution": "mvcore_equivariance.sampling",
     "sample_features": "mvcore_equivariance.sampling",
     "smooth_ap": "mvcore_equivariance.average_precision",
+    "tap_vid_metrics": "mvcore_equivariance.metrics",
 }
 
 
@@ -30,9 +35,13 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "DenseEncoder",
+    "ape_pcdp",
     "lift_depth",
+    "pck",
+    "pose_error",
     "project",
     "released_resolution",
     "sample_features",
     "smooth_ap",
+    "tap_vid_metrics",
 ]

@@ -8,7 +8,7 @@ from mvcore.api import Adapter, Backbone, ConfigError, Features, ViewBatch
 from torch import Tensor, nn
 
 from mvcore_equivariance.attention import AttentionUpdates
-from mvcore_equivariance.heads import Head, apply_head, make_head
+from mvcore_equivariance.heads import Head, apply_head, fold_strength, make_head
 
 _HEAD = "head."
 
@@ -56,8 +56,12 @@ class DenseAdapter(Adapter):
         self.updates.set_strength(strength)
 
     def merge(self) -> bool:
-        """Folds the updates into the library's weights; a head cannot be, and is exported beside them."""
+        """Folds the updates into the library's weights, at their present strength; a head cannot be, and is exported
+        beside them.
+        """
         self.updates.merge()
+        fold_strength(self.head, self.strength)
+        self.strength = 1.0
         return self.kind == "none"
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mvcore_equivariance.attention import AttentionUpdates
-from mvcore_equivariance.heads import Head, apply_head, make_head
+from mvcore_equivariance.heads import Head, apply_head, fold_strength, make_head
 from mvcore_equivariance.released import BACKBONES, parse
 
 
@@ -76,6 +76,8 @@ class DenseEncoder(nn.Module):
     def merge(self) -> None:
         """Folds the updates into the model's weights, bit for bit those that were read; the head stays beside."""
         self.updates.merge()
+        fold_strength(self.head, self.strength)
+        self.strength = 1.0
 
     def load_released(self, checkpoint: Mapping[str, Any], *, name: str | None = None) -> None:
         """Loads one of the authors' checkpoints, strictly: all of it fits or nothing is changed.

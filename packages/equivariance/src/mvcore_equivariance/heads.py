@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 Head: TypeAlias = Literal["conv", "residual", "none"]
@@ -48,3 +49,15 @@ def apply_head(head: nn.Module, dense: Tensor, strength: float) -> Tensor:
         return dense
     refined = head(dense)
     return refined if strength == 1.0 else dense + strength * (refined - dense)
+
+
+def fold_strength(head: nn.Module, strength: float) -> None:
+    """Changes a head into the one whose map `apply_head` gives at a strength."""
+    if strength == 1.0 or not isinstance(head, nn.Conv2d):
+        return
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter *= strength
+        if not isinstance(head, ResidualConv):
+            # The backbone's own map is the kernel with a one in its middle.
+            head.weight.diagonal(dim1=0, dim2=1)[1, 1] += 1 - strength
