@@ -216,11 +216,49 @@ def test_without_images_no_pixel_is_read(store: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"augment": [{"rotate": 5}]}, {"masks": True}, {"depth": True}, {"cache": "memory"}]
+    "change", [{"augment": [{"rotate": 5}]}, {"masks": True}, {"depth": True}, {"cache": "memory", "embeddings": ()}]
 )
 def test_what_needs_images_is_refused_without_them(embedded: Path, change: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="set images to true"):
-        Views(path=str(embedded), embeddings=["clip"], images=False, **change)
+        Views(**{"path": str(embedded), "embeddings": ["clip"], "images": False, **change})
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_vectors_in_memory_are_those_of_the_files_which_are_read_once(
+    store: Path, model: Model, images: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"path": str(store), "embeddings": ["clip"], "images": images, "captions": "random"}
+    plain, kept = Views(**options), Views(**options, cache="memory")
+    requests = [(5, [22, 20]), (2, [11]), (6, [27, 24, 26])]
+    for seed in range(3):
+        one, other = (
+            each.load_many(requests, lambda k, seed=seed: np.random.default_rng([seed, k])) for each in (plain, kept)
+        )
+        assert (one.captions, one.images is None) == (other.captions, other.images is None)
+        assert one.embeddings.keys() == other.embeddings.keys() == {"clip/image", "clip/text"}
+        for key, vectors in one.embeddings.items():
+            assert torch.equal(vectors, other.embeddings[key])
+            assert other.embeddings[key].dtype == torch.float32
+    monkeypatch.setattr(VectorFile, "read", None)
+    again = kept.load_many(requests, None)
+    assert_matches(again, model, kept.store)
+
+
+def test_a_damaged_vector_is_found_when_all_are_brought_into_memory(store: Path) -> None:
+    file = next(folder_of(store, "clip").glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="its vector is damaged"):
+        Views(path=str(store), embeddings=["clip"], images=False, cache="memory")
+
+
+def test_vectors_beyond_the_machine_are_not_brought_into_memory(
+    embedded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvcore_data.cache._LARGEST_PART_OF_MEMORY", 1e-12)
+    with pytest.raises(DataError, match=r"cache: memory needs .* GiB for stored vectors"):
+        Views(path=str(embedded), embeddings=["clip"], images=False, cache="memory")
 
 
 def test_augmented_images_come_with_vectors_of_the_untouched_view(embedded: Path, model: Model) -> None:

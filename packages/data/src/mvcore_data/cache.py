@@ -14,6 +14,20 @@ from numpy.typing import NDArray
 _LARGEST_PART_OF_MEMORY = 0.8
 
 
+def check_memory(needed: int, what: str, owner: object) -> None:
+    """Refuses a cache that would not fit.
+
+    Raises:
+        DataError: it would not leave a fifth of this machine's memory; names `owner` and what it holds.
+    """
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > _LARGEST_PART_OF_MEMORY * available:
+        raise DataError(
+            f"{owner}: cache: memory needs {needed / 2**30:.1f} GiB for {what}, but this machine has "
+            f"{available / 2**30:.1f} GiB; use cache: none"
+        )
+
+
 class ImageCache:
     """(3, side, side) uint8 images of a fixed set of views.
 
@@ -32,13 +46,7 @@ class ImageCache:
     def __init__(self, views: NDArray[np.int64], side: int, owner: str) -> None:
         self._views = views
         self._shape = (len(views), 3, side, side)
-        needed = int(np.prod(self._shape, dtype=np.int64))
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > _LARGEST_PART_OF_MEMORY * available:
-            raise DataError(
-                f"{owner}: cache: memory needs {needed / 2**30:.1f} GiB for {len(views)} views, but this machine has "
-                f"{available / 2**30:.1f} GiB; use cache: none"
-            )
+        check_memory(int(np.prod(self._shape, dtype=np.int64)), f"{len(views)} views", owner)
         self._allocate()
 
     def images(self, views: NDArray[np.int64], make: Callable[[int], NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcore_data import seal
+from mvcore_data.cache import check_memory
 from mvcore_data.embedding_files import VectorFile
 from mvcore_data.options import ImageOptions
 from mvcore_data.shard import Shard
@@ -39,6 +40,8 @@ _FILE = "shard-{:05d}.safetensors"
 _TAG = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
 _MAX_KEY_BYTES = 1 << 26
 _MAX_WIDTH = 1 << 20
+_ROWS = 1 << 14
+"""Vectors that are read at once."""
 _ANEW = "make it anew with 'mvcore data embed --replace'"
 _UNCOMPARED = ("model", "store", "mvcore")
 """What is recorded and not compared: names of models, which their weights and configs stand for, and what changes
@@ -200,6 +203,7 @@ class EmbeddingCache:
             VectorFile(file_of(self.folder, n), shapes_of(key, shard), file_metadata(key, shard))
             for n, shard in enumerate(shards)
         ]
+        self._kept: dict[str, NDArray[np.float16]] = {}
         self._first = {
             "image": np.array([0, *accumulate(shard.n_views for shard in shards)]),
             "text": np.array([0, *accumulate(shard.n_captions for shard in shards)]),
@@ -211,6 +215,9 @@ class EmbeddingCache:
         Raises:
             DataError: a vector is damaged.
         """
+        if kind in self._kept:
+            # torch's conversion is several times as fast as NumPy's.
+            return torch.from_numpy(self._kept[kind][np.asarray(rows, np.int64)]).float().numpy()
         wanted, first = np.asarray(rows, np.int64), self._first[kind]
         out = np.empty((len(wanted), self.widths[kind]), np.float32)
         numbers = np.searchsorted(first, wanted, side="right") - 1
@@ -221,6 +228,21 @@ class EmbeddingCache:
                 kind, wanted[mine] - first[n], lambda row, shard=shard: row_label(shard, kind, row)
             )
         return out
+
+    def keep(self) -> None:
+        """Reads all vectors into memory, which forked workers share, so that none is read or checked again.
+
+        Raises:
+            DataError: a vector is damaged, or they would not fit into this machine's memory.
+        """
+        rows = {kind: int(self._first[kind][-1]) for kind in self.widths}
+        check_memory(sum(2 * rows[kind] * width for kind, width in self.widths.items()), "stored vectors", self.folder)
+        for kind, width in self.widths.items():
+            kept = np.empty((rows[kind], width), np.float16)
+            for start in range(0, len(kept), _ROWS):
+                stop = min(start + _ROWS, len(kept))
+                kept[start:stop] = self.read(kind, np.arange(start, stop))
+            self._kept[kind] = kept
 
     def require(self, wanted: Mapping[str, Any]) -> None:
         """Refuses vectors that were made with anything else than `wanted`.

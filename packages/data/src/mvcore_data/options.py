@@ -164,7 +164,9 @@ class ViewsOptions(ImageOptions):
                 if getattr(self, name):
                     raise ValueError(f"{name} goes with images; set images to true or leave {name} out")
             if self.cache != "none" and not self.tags:
-                raise ValueError("cache keeps images and stored vectors; name one of them or set cache to none")
+                raise ValueError(
+                    "cache keeps images and vectors; set images to true, name embeddings, or cache: none"
+                )
         return self
 
 

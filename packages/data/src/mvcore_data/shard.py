@@ -184,6 +184,16 @@ class Shard:
         """Captions in all."""
         return len(self._caption_begin)
 
+    @property
+    def n_view_captions(self) -> int:
+        """Captions of single views."""
+        return self.n_captions - self._caption_first.item(len(self.ids))
+
+    @property
+    def most_captions(self) -> int:
+        """The largest number of captions that an object or a view has of its own."""
+        return int(np.diff(self._caption_first).max(initial=0))
+
     def captions_of(self, target: int) -> list[str]:
         """The captions of view `target`, or of object `-1 - target`."""
         return self.captions(self.caption_rows(target))

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,13 @@ class Views:
         self.provides = self._provided()
         self._cache: ImageCache | None = None
         if self.options.cache == "memory":
+            self._keep()
+
+    def _keep(self) -> None:
+        if self.options.images:
             self._cache = ImageCache(np.sort(np.fromiter(self._all_views(), np.int64)), self.image_size, str(self.path))
+        for stored in self._stored.values():
+            stored.keep()
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -144,6 +151,8 @@ class Views:
         generators = self._generators(counts, rng_of)
         fields, caption_rows = self._captions(objects, views, counts, generators)
         fields["embeddings"] = self._embeddings({"image": ids, "text": caption_rows})
+        if not self._placed:
+            return ViewBatch.make(counts, object_ids=torch.tensor(objects), view_ids=torch.from_numpy(ids), **fields)
         placed = self._pipeline.place([self.store.size(view) for view in views], generators)
         if self.options.images:
             fields["images"] = self._images(ids, placed)
@@ -157,7 +166,7 @@ class Views:
         return ViewBatch.make(counts, object_ids=torch.tensor(objects), view_ids=torch.from_numpy(ids), **fields)
 
     def _generators(self, counts: list[int], rng_of: Callable[[int], np.random.Generator] | None) -> Generators | None:
-        if rng_of is None or not (self._pipeline.augmentation or self.options.captions == "random"):
+        if rng_of is None or not (self._pipeline.augmentation or self._choosing):
             return None
         return [(rng_of(k), count) for k, count in enumerate(counts)]
 
@@ -189,7 +198,8 @@ class Views:
         for k, (number, count) in enumerate(zip(objects, counts, strict=True)):
             rng = None if generators is None else generators[k][0]
             found = [(-1, *self._object_captions(number))]
-            found += [(r, *self._view_captions(view)) for r, view in enumerate(views[row : row + count], row)]
+            if self._views_captioned:
+                found += [(r, *self._view_captions(view)) for r, view in enumerate(views[row : row + count], row)]
             for target, captions, stored in found:
                 for which in self._chosen(len(captions), rng):
                     texts.append(captions[which])
@@ -334,7 +344,11 @@ class Views:
         provides = {"object_ids", "view_ids"}
         provides |= {"images"} if self.options.images else set()
         provides |= {"embeddings"} if self._stored else set()
-        if self.store.holds("cameras") and any(self.store.camera(view) is not None for view in self._all_views()):
+        if (
+            self.options.cameras
+            and self.store.holds("cameras")
+            and any(self.store.camera(view) is not None for view in self._all_views())
+        ):
             provides.add("cameras")
         if self.options.captions != "none" and self._has_captions():
             provides.add("captions")
@@ -346,6 +360,22 @@ class Views:
         if not self.store.holds("captions"):
             return False
         return any(map(self.store.captions, self._objects)) or any(map(self.store.view_captions, self._all_views()))
+
+    @property
+    def _placed(self) -> bool:
+        """Something of a batch depends on where its pixels come from."""
+        return self.options.images or bool(self.provides & {"cameras", "depth", "masks"})
+
+    @cached_property
+    def _views_captioned(self) -> bool:
+        """Some view may have captions of its own."""
+        return self._written is not None or any(shard.n_view_captions for shard in self.store.shards)
+
+    @cached_property
+    def _choosing(self) -> bool:
+        """Which captions a batch holds is drawn."""
+        several = self._written is not None or any(shard.most_captions > 1 for shard in self.store.shards)
+        return self.options.captions == "random" and several
 
     def _captions_from(self, name: str | None) -> ViewCaptions | None:
         return None if name is None else ViewCaptions(self.store, captions_path(self.path, name))
