@@ -210,7 +210,8 @@ def embedding_axis(key: str) -> Axis:
 
 
 def _listed(indices: Tensor) -> list[int]:
-    return [int(index) for index in indices]
+    listed: list[int] = indices.tolist()  # pyright: ignore[reportUnknownMemberType]
+    return listed
 
 
 _FIELD_OF = {

@@ -54,7 +54,12 @@ class ViewTable:
         segment = np.repeat(np.arange(len(objects)), available)
         starts = np.concatenate([[0], np.cumsum(available)[:-1]])
         within = np.arange(len(segment)) - starts[segment]
-        order = np.lexsort((rng.random(len(segment)), segment))
+        keys = rng.random(len(segment))
+        if (available == available[0]).all():  # the same order, several times as fast
+            rows = np.argsort(keys.reshape(len(objects), -1), axis=1, kind="stable")
+            order = (starts[:, None] + rows).reshape(-1)
+        else:
+            order = np.lexsort((keys, segment))
         kept = order[within < counts[segment]]
         return Draw(objects, self.ids[self.offsets[objects][segment[kept]] + within[kept]], counts)
 
