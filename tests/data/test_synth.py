@@ -113,7 +113,7 @@ def test_wrong_options_are_named(tmp_path: Path, options: dict[str, Any], name: 
 
 def test_the_embedded_store_is_what_it_says() -> None:
     path = demo.store_path()
-    assert sum(file.stat().st_size for file in path.iterdir()) < 11.5e6
+    assert sum(file.stat().st_size for file in path.iterdir()) < 11.6e6
     with ViewStore(path) as store:
         splits = store.splits()
         assert len(store) == 560
@@ -126,8 +126,9 @@ def test_the_embedded_store_is_what_it_says() -> None:
         assert frontal.sum() == 4
         assert len(azimuth) == 24
         with_depth = [store.object_ids[i] for i in range(len(store)) if store.has_depth(store.views_of(i)[0])]
-        assert len(with_depth) == 20
-        assert set(with_depth) <= set(splits["test"])
+        assert len(set(with_depth) & set(splits["test"])) == 20
+        assert len(set(with_depth) & set(splits["train"])) == 12
+        assert len(with_depth) == 32
 
 
 def test_colour_says_nothing_about_the_category() -> None:

@@ -267,3 +267,15 @@ def test_options_are_strict(store: Path) -> None:
     with pytest.raises(ValueError, match="imagesize"):
         Views(path=str(store), imagesize=64)
     assert json.loads(Views(path=str(store)).options.model_dump_json())["cache"] == "none"
+
+
+def test_depth_only_leaves_the_views_that_have_depth() -> None:
+    every, some = Views(path="demo", split="train", depth=True), Views(path="demo", split="train", depth="only")
+    assert (len(every), len(some)) == (420, 12)
+    batch = some.load(3, some.views_of(3), None)
+    assert batch.depth is not None
+    assert batch.depth_valid is not None
+    assert batch.depth_valid.all()
+    assert (batch.depth.flatten(1).amax(1) > 0).all()
+    with pytest.raises(DataError, match="no view of split 'val' has depth"):
+        Views(path="demo", split="val", depth="only")

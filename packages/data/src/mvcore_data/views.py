@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mvcore.api import ConfigError, DataError, ViewBatch, resolve_path
+from mvcore.api import DataError, ViewBatch, resolve_path
 from numpy.typing import NDArray
 
 from mvcore_data import licences
@@ -22,11 +21,11 @@ from mvcore_data.caption_files import ViewCaptions, captions_path
 from mvcore_data.covisibility import ViewGeometry, covisibility
 from mvcore_data.embeddings import CaptionLookup, EmbeddingCache, seal_of, tags_of, transform_key
 from mvcore_data.info import count_names
-from mvcore_data.options import ViewFilter, ViewsOptions
+from mvcore_data.options import ViewsOptions
 from mvcore_data.packed_cache import as_store
 from mvcore_data.pipeline import Generators, Pipeline, Placed
 from mvcore_data.store import ViewStore
-from mvcore_data.viewpoints import azimuth_elevation, within
+from mvcore_data.view_selection import select_views
 
 DEMO = "demo"
 
@@ -48,7 +47,7 @@ class Views:
         self.store = ViewStore(self.path)
         self.store_key = str(self.path.resolve())
         self.n_store_objects, self.n_store_views = len(self.store), self.store.n_views
-        self._objects, self._views = self._select()
+        self._objects, self._views = select_views(self.store, self.options, self.path)
         self.image_size = self.options.image_size or min(self.store.size(self._views[0][0]))
         self._pipeline = Pipeline(self.image_size, self.options)
         self._check_maps()
@@ -287,58 +286,6 @@ class Views:
 
     def _cache_or_fault(self, tag: str) -> EmbeddingCache:
         return self._cache_of(tag) or EmbeddingCache(self.store, tag)
-
-    def _select(self) -> tuple[list[int], list[Sequence[int]]]:
-        """The store's numbers of the objects, and the views of each, that split, licences, filter and limit leave."""
-        chosen = range(self.n_store_objects) if self.options.split is None else self._split(self.options.split)
-        if self.options.licences is not None:
-            kept, note = licences.choose(
-                [self.store.licence(number) for number in chosen], self.options.licences, str(self.path)
-            )
-            if note:
-                print(f"note: {note}", file=sys.stderr)
-            chosen = [chosen[k] for k in kept]
-        views: list[Sequence[int]] = [self.store.views_of(number) for number in chosen]
-        objects = list(chosen)
-        if self.options.views is not None:
-            shown: list[Sequence[int]] = [
-                self._shown(number, ids, self.options.views) for number, ids in zip(objects, views, strict=True)
-            ]
-            kept = [k for k, ids in enumerate(shown) if len(ids)]
-            objects, views = [objects[k] for k in kept], [shown[k] for k in kept]
-            if not objects:
-                asked = self.options.views.model_dump(exclude_none=True)
-                raise DataError(f"{self.path}: no view lies in {asked}; see the viewpoints with 'mvcore data info'")
-        if not objects:
-            raise DataError(f"{self.path}: the store holds no object")
-        return objects[: self.options.limit_objects], views[: self.options.limit_objects]
-
-    def _split(self, split: str) -> list[int]:
-        splits = self.store.splits()
-        if split not in splits:
-            there = ", ".join(splits) or "none; make them with 'mvcore data split'"
-            raise ConfigError(f"{self.path}: the store has no split {split!r} (splits: {there})")
-        number_of = {name: number for number, name in enumerate(self.store.object_ids)}
-        numbers = sorted(number_of[name] for name in splits[split])
-        if not numbers:
-            raise DataError(f"{self.path}: split {split!r} is empty")
-        return numbers
-
-    def _shown(self, number: int, ids: Sequence[int], wanted: ViewFilter) -> Sequence[int]:
-        cameras = [self.store.camera(view) for view in ids]
-        extrinsics = [camera[1] for camera in cameras if camera is not None]
-        if len(extrinsics) < len(cameras):
-            raise DataError(
-                f"{self.path}: object {self.store.object_ids[number]!r} has views without a camera, so 'views' cannot "
-                "choose by viewpoint; pack the store with cameras or leave 'views' out"
-            )
-        azimuth, elevation = azimuth_elevation(np.stack(extrinsics))
-        shown = np.ones(len(ids), np.bool_)
-        if wanted.azimuth is not None:
-            shown &= within(azimuth, list(wanted.azimuth))
-        if wanted.elevation is not None:
-            shown &= within(elevation, list(wanted.elevation))
-        return np.asarray(ids)[shown].tolist()
 
     def _provided(self) -> frozenset[str]:
         provides = {"object_ids", "view_ids"}

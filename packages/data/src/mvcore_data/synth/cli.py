@@ -20,7 +20,9 @@ def synth(
     rig: Annotated[str, typer.Option(help=RIG_HELP)] = "demo24",
     background: Annotated[str, typer.Option(help="Behind the objects: colour, image or folder of images.")] = "#d6dade",
     seed: Annotated[int, typer.Option(help="Another seed, other objects.")] = 0,
-    depth_objects: Annotated[int, typer.Option(help="Objects that keep z-depth and masks.")] = 20,
+    depth_objects: Annotated[
+        int, typer.Option(help="Objects that keep z-depth and masks, held-out ones and others in turn.")
+    ] = 20,
     codec: Annotated[str, typer.Option(help="jpeg, png or webp.")] = "webp",
     quality: Annotated[int, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = 80,
     workers: Annotated[int | None, typer.Option(help="Processes that render; one a core if not given.")] = None,
@@ -43,9 +45,9 @@ def synth(
     cameras = make_rig(rig, views, seed)
     names = _categories(categories)
     total = len(names) * objects_per_category
-    # Depth goes round the categories, from the last object backwards: held-out objects first.
     wanted = {
-        (names[k % len(names)], objects_per_category - 1 - k // len(names)) for k in range(min(depth_objects, total))
+        (names[k % len(names)], _with_depth(k // len(names), objects_per_category))
+        for k in range(min(depth_objects, total))
     }
     items = [
         SyntheticItem(name, number, seed, (name, number) in wanted)
@@ -53,6 +55,11 @@ def synth(
         for number in range(objects_per_category)
     ]
     run_plan(RenderPlan(items, cameras, settings, splits=split_items(items)), out, workers, strict=True)
+
+
+def _with_depth(turn: int, objects: int) -> int:
+    """Depth goes round the categories: their last object, which is held out, then their first, then the next last."""
+    return turn // 2 if turn % 2 else objects - 1 - turn // 2
 
 
 def _categories(wanted: str | None) -> tuple[str, ...]:
