@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from mvcore.config_base import Options
 from mvcore.training.weights import Weight
 
+LEDGER = "core.ledger"
 DEFAULT_BATCH = 64
 """Objects or views of a step where a source says nothing about it."""
 
@@ -212,6 +213,7 @@ class ValidateSettings(Options):
         data: sources by name.
         on: evaluators by id with their options.
         best: the figure whose best checkpoint is kept, as `core.zero_shot/top1/ood`.
+        ledger: `core.ledger` is measured before and after, whatever stands in `on`.
     """
 
     every: int | None = Field(default=None, ge=1)
@@ -219,8 +221,21 @@ class ValidateSettings(Options):
     on: dict[str, Part] = Field(default_factory=dict)
     best: str | None = None
     views_per_batch: int = Field(default=256, ge=1)
+    ledger: bool = True
 
     _check_names = field_validator("data", "on")(_plain_names)
+
+    def ledger_part(self) -> Part | None:
+        """The ledger that is measured beside `on`; None where it is off, or stands there itself.
+
+        Its zero-shot row asks as `core.zero_shot` of this run does, so that a table shows one number.
+        """
+        if not self.ledger or any(part.id == LEDGER for part in self.on.values()):
+            return None
+        asked = next((part.args for part in self.on.values() if part.id == "core.zero_shot"), None)
+        if asked is None:
+            return Part(id=LEDGER)
+        return Part(id=LEDGER, args={"zero_shot": {k: v for k, v in asked.items() if k not in ("topk", "groups")}})
 
 
 class RunConfig(Options):

@@ -57,11 +57,11 @@ def draw_similarity_maps(
     for name, values in arrays.items():
         if values.ndim != 2 or values.shape[0] != values.shape[1] or not (np.abs(values) <= 1 + 1e-6).all():
             raise ValueError(f"map {name!r} must be (V, V) cosines, not {values.shape}")
-    figure = _new_figure(3.4 * len(arrays) + 0.9, 4.0)
+    figure = new_figure(3.4 * len(arrays) + 0.9, 4.0)
     axes = figure.subplots(1, len(arrays), squeeze=False)[0]
     image = None
     for axis, (name, values) in zip(axes, arrays.items(), strict=True):
-        image = axis.imshow(np.clip(values, -1, 1), cmap="RdBu_r", norm=_angle_norm(), interpolation="nearest")
+        image = axis.imshow(np.clip(values, -1, 1), cmap="RdBu_r", norm=angle_norm(), interpolation="nearest")
         count = len(values)
         off = values[~np.eye(count, dtype=bool)]
         axis.set_title(f"{name}\nmean of i ≠ j: {off.mean():.3f}" if off.size else name, fontsize=9)
@@ -77,7 +77,7 @@ def draw_similarity_maps(
     bar.set_label("cosine", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_by_viewpoint(
@@ -107,7 +107,7 @@ def draw_by_viewpoint(
     if not curves:
         raise ValueError("no curve to draw")
     scale = 100 if percent else 1
-    figure = _new_figure(6.4, 3.4)
+    figure = new_figure(6.4, 3.4)
     axis = figure.subplots()
     for azimuth in trained:
         axis.axvline(azimuth, color="#dddddd", linewidth=6, zorder=0)
@@ -125,9 +125,9 @@ def draw_by_viewpoint(
     axis.set_xticks(range(-180, 181, 45))
     axis.set_xlabel("azimuth of the camera (degrees; 0 = frontal)", fontsize=9)
     axis.set_ylabel(f"{quantity} (%)" if percent else quantity, fontsize=9)
-    _finish(axis, title)
+    finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=len(curves), loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_lines(
@@ -157,7 +157,7 @@ def draw_lines(
     if not curves:
         raise ValueError("no curve to draw")
     scale = 100 if percent else 1
-    figure = _new_figure(6.4, 3.6)
+    figure = new_figure(6.4, 3.6)
     axis = figure.subplots()
     ticks: set[float] = set()
     for i, (name, given) in enumerate(curves.items()):
@@ -175,9 +175,9 @@ def draw_lines(
     axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
     axis.set_xlabel(along, fontsize=9)
     axis.set_ylabel(f"{quantity} (%)" if percent else quantity, fontsize=9)
-    _finish(axis, title)
+    finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=min(3, len(curves)), loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_heat_maps(
@@ -201,7 +201,7 @@ def draw_heat_maps(
     """
     values = np.asarray(heat)
     height, width = images.shape[1:3]
-    figure = _new_figure(max(5.0, 2.0 * len(images) + 0.8), 4.5)
+    figure = new_figure(max(5.0, 2.0 * len(images) + 0.8), 4.5)
     axes = figure.subplots(2, len(images), squeeze=False)
     shown: Any = None
     for column in range(len(images)):
@@ -223,7 +223,7 @@ def draw_heat_maps(
     bar = figure.colorbar(shown, ax=list(axes[1]), pad=0.01)
     bar.ax.tick_params(labelsize=8)
     figure.supxlabel(label, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def accuracy_by_azimuth(result: EvalResult, sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -259,7 +259,7 @@ def draw_training_curves(metrics: Path, path: Path, *, title: str = "Training", 
         return None
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)
-    figure = _new_figure(3.1 * columns, 2.3 * rows + 0.3)
+    figure = new_figure(3.1 * columns, 2.3 * rows + 0.3)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, (steps, values)) in zip(axes, chosen.items(), strict=False):
         finite = np.isfinite(values)
@@ -267,12 +267,12 @@ def draw_training_curves(metrics: Path, path: Path, *, title: str = "Training", 
         axis.plot(steps[finite], values[finite], color=COLOURS[2], alpha=1 if few else 0.3, linewidth=1 if few else 0.6)
         if not few:
             axis.plot(*_smoothed(steps[finite], values[finite]), color=COLOURS[2], linewidth=1.4)
-        _finish(axis, name.removeprefix(prefix))
+        finish(axis, name.removeprefix(prefix))
         axis.set_xlabel("step", fontsize=8)
     for axis in axes[len(chosen) :]:
         axis.set_visible(False)
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -307,7 +307,8 @@ def _smoothed(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.convolve(steps, kernel, mode="valid"), np.convolve(values, kernel, mode="valid")
 
 
-def _angle_norm() -> Any:
+def angle_norm() -> Any:
+    """Colours of cosines by the angle, from opposite to equal."""
     from matplotlib.colors import FuncNorm
 
     def angle(cosine: ArrayLike) -> np.ndarray:
@@ -319,7 +320,8 @@ def _angle_norm() -> Any:
     return FuncNorm((angle, cosine), vmin=-1, vmax=1)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches."""
     # Not through pyplot: it keeps every figure alive and picks a backend for the whole process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -329,7 +331,8 @@ def _new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _finish(axis: Axes, title: str) -> None:
+def finish(axis: Axes, title: str) -> None:
+    """Grid, frame and title of a plain plot."""
     axis.grid(visible=True, color="#e6e6e6", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -337,7 +340,8 @@ def _finish(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=9)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)

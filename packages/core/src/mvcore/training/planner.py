@@ -78,6 +78,7 @@ class Blueprint:
     trainers: tuple[Chosen, ...]
     measured: Mapping[str, Chosen]
     evaluators: tuple[Chosen, ...]
+    ledger: Chosen | None = None
 
     @cached_property
     def plugins(self) -> frozenset[str]:
@@ -144,6 +145,7 @@ def choose(config: RunConfig, registry: Registry, written: Written = nowhere) ->
     def section(kind: str, parts: Mapping[str, Part], *path: str) -> tuple[Chosen, ...]:
         return tuple(chosen(kind, name, part, *path, name) for name, part in parts.items())
 
+    ledger = config.validation.ledger_part()
     blueprint = Blueprint(
         config=config,
         encoder=chosen("encoder", "encoder", config.encoder, "encoder"),
@@ -153,6 +155,8 @@ def choose(config: RunConfig, registry: Registry, written: Written = nowhere) ->
         trainers=section("trainer", config.trainers, "trainers"),
         measured={part.name: part for part in section("dataset", config.validation.data, "validate", "data")},
         evaluators=section("evaluator", config.validation.on, "validate", "on"),
+        # Not among the evaluators: what it reads must not decide which adapters take part in the training.
+        ledger=None if ledger is None else chosen("evaluator", ledger.id, ledger, "validate", "on", ledger.id),
     )
     _check_kinds(blueprint)
     return blueprint
