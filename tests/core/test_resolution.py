@@ -99,7 +99,8 @@ def test_a_contradiction_between_two_recipes_names_both(install, second):
         (folder / "demo.yaml").write_text(text)
     key, one, other = ("optimizer.lr", 0.001, 0.002) if "lr" in second else ("adapters[ovt.lora].rank", 8, 4)
     assert refused(plugins=["left", "right"]).startswith(
-        f"{key} is {one} in recipe left.demo and {other} in recipe right.demo; settle it in a YAML file"
+        f"{key} is {one} in recipe left.demo and {other} in recipe right.demo; settle each with --set, as "
+        f"--set '{key}={one}', or in a YAML file, or run one recipe and add the other's losses with --loss"
     )
 
 
@@ -249,7 +250,7 @@ def test_an_added_loss_brings_its_trainer_from_its_plugins_recipe_and_says_so():
     assert config.trainers["ovt.outlier_mining"].on is None
     assert config.trainers["ovt.outlier_mining"].args["k"] == 5
     assert config.adapters == {}
-    assert found.layers.source_of(("trainers", "ovt.outlier_mining", "k")) == "recipe ovt.paper"
+    assert found.layers.source_of(("trainers", "ovt.outlier_mining", "k")) == "recipe ovt.paper, for ovt.vc"
     assert (
         "trainer ovt.outlier_mining from recipe ovt.paper: ovt.vc needs state:ovt.anchors, state:ovt.outliers"
         in found.notes

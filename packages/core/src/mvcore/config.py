@@ -69,6 +69,7 @@ class SourcePart(Part):
         pair_angle_of: the whole relative rotation, or the direction of the optical axes alone.
         pair_covisibility: least share of the first view's foreground that the second view sees.
         outlier_share: part of the views of a step that are drawn from those that a trainer prefers.
+        readers: the losses and trainers that may read it; null = all.
     """
 
     sampling: Literal["objects", "views", "pairs"] = "objects"
@@ -83,6 +84,7 @@ class SourcePart(Part):
     pair_angle_of: Literal["rotation", "direction"] = "rotation"
     pair_covisibility: float | None = Field(default=None, gt=0, le=1)
     outlier_share: float = Field(default=0.0, ge=0, lt=1)
+    readers: tuple[str, ...] | None = None
 
     @field_validator("views_per_object")
     @classmethod

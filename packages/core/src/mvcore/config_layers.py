@@ -112,6 +112,13 @@ class Layers:
         return "" if source == DEFAULT else source
 
 
+def section_of(values: Any, *path: str) -> dict[str, Any]:
+    """The mapping at a path of keys, or an empty one; what is no mapping is left for the validation to find."""
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
 def _is_part(path: KeyPath) -> bool:
     return (len(path) == 2 and path[0] in PART_SECTIONS) or (len(path) == 3 and path[0] == "validate")
 
@@ -204,10 +211,10 @@ def _write_yaml(values: Mapping[str, Any], path: KeyPath, layers: Layers, lines:
     for key, value in values.items():
         here = (*path, str(key))
         if isinstance(value, Mapping) and value:
-            lines.append(f"{indent}{_scalar(key)}:")
+            lines.append(f"{indent}{shown_value(key)}:")
             _write_yaml(value, here, layers, lines)
         else:
-            lines.append(f"{indent}{_scalar(key)}: {_scalar(value)}  # {_source(here, layers)}")
+            lines.append(f"{indent}{shown_value(key)}: {shown_value(value)}  # {_source(here, layers)}")
 
 
 def _source(path: KeyPath, layers: Layers) -> str:
@@ -215,7 +222,8 @@ def _source(path: KeyPath, layers: Layers) -> str:
     return layers.sources.get(path) or (layers.source_of(path) if path[-1] == "id" else DEFAULT)
 
 
-def _scalar(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A plain value as YAML on one line."""
     text = _dumped(value, None)
     # YAML's own style breaks a text at its line ends, of which there are more kinds than one; quoted, they are escaped.
     return text if len(text.splitlines()) == 1 else _dumped(value, '"')

@@ -19,6 +19,7 @@ import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mvcore.attention import Segments, attend
 from mvcore.errors import PluginError
@@ -80,7 +81,8 @@ def attention_over(attention: nn.Module) -> Callable[..., Any]:
     Raises:
         PluginError: a class that is not known, or attention that is no plain softmax over dot products.
     """
-    run = _KNOWN.get(type(attention))
+    # Low-rank weights make a class of their own of each module that they are on.
+    run = _KNOWN.get(type_before_parametrizations(attention))
     if run is None:
         known = ", ".join(kind.__name__ for kind in _KNOWN)
         raise PluginError(f"attention of class {type(attention).__name__} cannot cross views (known: {known})")

@@ -271,6 +271,10 @@ def _sources_for(
 ) -> tuple[str, ...]:
     """The sources named in `on`, each checked, or all that fit; a loss stays where its published state is."""
     lacking = {name: _lacking(part, name, blueprint, dataset) for name, dataset in datasets.items()}
+    for name in datasets:
+        readers = blueprint.config.data[name].readers
+        if readers is not None and part.name not in readers:
+            lacking[name].insert(0, f"{part.name} among its readers ({listed(readers)})")
     for key in sorted(part.needs & publishers.keys()):
         for name in datasets.keys() - set(publishers[key].sources):
             lacking[name].append(f"{key} (trainer {publishers[key].part.name} does not work on it)")
@@ -327,6 +331,9 @@ def _check_features(missing: frozenset[str], parts: Iterable[Chosen], blueprint:
         reader = next(part for part in (*parts, *blueprint.adapters) if key in part.reads)
         givers = sorted(id for id, entry in registry.specs("encoder").items() if key in _spec_provides(entry))
         advice = f"it is given by {', '.join(givers)}" if givers else "no installed plugin gives it"
+        adapters = [id for id in givers if registry.spec("encoder", id).spec.kind == "adapter"]
+        if len(adapters) == 1:
+            advice += f": --set 'adapters[{adapters[0]}]={{}}'"
         encoder = blueprint.encoder
         text = f"{reader.id} needs the feature {key!r}, which {encoder.id} lacks (it gives {listed(encoder.provides)})"
         raise ConfigError(reader.place.line([], f"{text}; {advice}"))
