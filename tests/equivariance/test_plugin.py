@@ -102,7 +102,9 @@ def pictures(count: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), np.uint8)
 
 
-def test_a_run_is_saved_scaled_and_exported(config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_is_saved_scaled_and_exported(
+    config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["train", str(config()), "-o", str(tmp_path / "run")]) == 0
     saved = load_weights(checkpoint_of(tmp_path / "run") / WEIGHTS)
     factors = {f"blocks.{i}.attn.qkv.weight.{key}.lora_{f}" for i in (2, 3, 4, 5) for key in "qv" for f in "ab"}
@@ -117,6 +119,8 @@ def test_a_run_is_saved_scaled_and_exported(config: Callable[..., Path], tmp_pat
     assert torch.equal(untouched, plain.dense(pictures()))
     assert not torch.allclose(untouched, dense, atol=1e-3)
     assert run(["export", str(tmp_path / "run"), "--to", "timm", "-o", str(tmp_path / "export")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "missing in plain timm: equivariance.dense (in part; the rest is merged)" in said
     about = json.loads((tmp_path / "export/mvcore_export.json").read_text())
     assert about["beside"] == {ADAPTER: {"id": ADAPTER}}
     assert load_weights(tmp_path / "export/mvcore_adapters.safetensors").keys() == {
@@ -126,6 +130,9 @@ def test_a_run_is_saved_scaled_and_exported(config: Callable[..., Path], tmp_pat
     exported = mvcore.load(tmp_path / "export")
     assert sum("lora" in name or "updates" in name for name, _ in exported.pipeline.named_parameters()) == 0
     torch.testing.assert_close(exported.dense(pictures()), dense, atol=1e-5, rtol=1e-5)
+    assert run(["export", str(tmp_path / "run"), "--strength", "0.5", "-o", str(tmp_path / "half")]) == 0
+    half = mvcore.load(tmp_path / "run", strength=0.5).dense(pictures())
+    torch.testing.assert_close(mvcore.load(tmp_path / "half").dense(pictures()), half, atol=1e-5, rtol=1e-5)
 
 
 def _originals(model: Any) -> dict[str, Any]:

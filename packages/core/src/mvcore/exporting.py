@@ -37,6 +37,7 @@ class Export:
         folder: holds the library's own files, and `mvcore_adapters.safetensors` where something could not be merged.
         merged, in_place, beside: names of the adapters folded into the weights, of those that only let the library's
             own weights train, which stand in its file, and of those exported beside them.
+        in_part: those exported beside of which a part was folded into the weights.
         largest_difference: between unit vectors of the merged model here and in the plain library.
     """
 
@@ -45,6 +46,7 @@ class Export:
     merged: tuple[str, ...]
     in_place: tuple[str, ...]
     beside: tuple[str, ...]
+    in_part: tuple[str, ...]
     largest_difference: float
 
 
@@ -82,6 +84,7 @@ def export(
     if folder.exists():
         raise ConfigError(f"{folder} exists and is never overwritten; name another")
     pipeline = model.pipeline
+    before = {link.name: len(trained_state(link.module)) for link in pipeline.links}
     merged = tuple(link.name for link in pipeline.links if _merge(link.module))
     merge_lora(pipeline.backbone.model)
     others = [link for link in pipeline.links if link.name not in merged]
@@ -93,7 +96,8 @@ def export(
         _write(pipeline, partial, merged, others, adapters or {}, dtype)
         difference = compare_with_plain(pipeline, partial, 1e-4 if dtype == torch.float32 else 1e-2)
         beside = tuple(link.name for link in others if link.name not in in_place)
-        done = Export(own, folder, merged, in_place, beside, difference)
+        in_part = tuple(link.name for link in others if len(trained_state(link.module)) < before[link.name])
+        done = Export(own, folder, merged, in_place, beside, in_part, difference)
         _write_card(partial, done, run, measured)
         partial.replace(folder)
     finally:

@@ -171,7 +171,11 @@ class Adapter(nn.Module):
         raise ConfigError(f"{type(self).__name__} cannot be scaled; load the model with strength 1")
 
     def merge(self) -> bool:
-        """Folds the adapter into the library's own weights; False where it cannot and is exported beside them."""
+        """Folds the adapter into the library's own weights; False where it cannot and is exported beside them.
+
+        One that can in part does so, gives False, and has the rest alone in `trained_state` from then on; its
+        `load_trained_state` takes that rest, since an adapter made anew is loaded with it.
+        """
         return False
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:

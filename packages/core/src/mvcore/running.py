@@ -277,7 +277,8 @@ def describe_export(done: Any) -> str:
     if done.in_place:
         text += f"; trained in place: {', '.join(done.in_place)}"
     if done.beside:
-        text += f"\nnot mergeable, exported beside it and missing in plain {done.library}: {', '.join(done.beside)}"
+        beside = [f"{name} (in part; the rest is merged)" if name in done.in_part else name for name in done.beside]
+        text += f"\nnot mergeable, exported beside it and missing in plain {done.library}: {', '.join(beside)}"
     return text
 
 
