@@ -210,8 +210,7 @@ def embedding_axis(key: str) -> Axis:
 
 
 def _listed(indices: Tensor) -> list[int]:
-    listed: list[int] = indices.tolist()  # pyright: ignore[reportUnknownMemberType]
-    return listed
+    return indices.cpu().numpy().tolist()
 
 
 _FIELD_OF = {
