@@ -215,15 +215,37 @@ def test_b7_registers_never_shift_the_map(make_vit: Make) -> None:
     assert torch.equal(change.flatten(1).argmax(dim=1), torch.full((2,), 1 * 6 + 2))
 
 
-def test_rotary_positions() -> None:
-    settings: Any = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 0}
-    vit = timm.models.eva.Eva(
-        **settings, num_reg_tokens=4, use_abs_pos_emb=False, use_rot_pos_emb=True, dynamic_img_size=True
-    ).eval()
-    found = map_of(encoder_of(vit, head="none"), images(32, 48))
-    assert found.shape == (2, 32, 4, 6)
-    tokens = vit.forward_features(images(32, 48))
-    assert torch.equal(found.flatten(2).transpose(1, 2), tokens[:, 5:])
+SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 5, "num_heads": 2, "num_classes": 0}
+ROTARY = {**SMALL, "num_heads": 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "prefix"),
+    [
+        ("vit_small_patch14_dinov2", SMALL, 1),
+        ("vit_small_patch14_reg4_dinov2", SMALL, 5),
+        ("vit_small_patch16_dinov3", ROTARY, 5),
+        ("deit3_small_patch16_224", SMALL, 1),
+        ("vit_base_patch16_clip_quickgelu_224", SMALL, 1),
+        ("vit_base_patch16_siglip_224", SMALL, 0),
+        ("eva02_tiny_patch14_224", {**ROTARY, "qkv_fused": False}, 1),
+    ],
+)
+def test_every_kind_of_transformer(model: str, options: dict[str, Any], prefix: int) -> None:
+    torch.manual_seed(0)
+    vit: Any = timm.create_model(model, dynamic_img_size=True, **options).eval()
+    pixels = images(32, 48)
+    with torch.no_grad():
+        for parameter in vit.parameters():  # as timm starts them, some blocks add next to nothing
+            parameter += 0.15 * torch.randn_like(parameter)
+        own = vit.forward_features(pixels)[:, prefix:].transpose(1, 2).unflatten(2, (4, 6))
+    encoder = encoder_of(vit, last_blocks=4, head="none")
+    assert torch.equal(map_of(encoder, pixels), own)
+    tuned = map_of(moved(encoder), pixels)
+    assert not torch.allclose(tuned, own, atol=1e-3)
+    assert len(encoder.updates.factors()) == 4 * 2 * 2
+    encoder.merge()
+    torch.testing.assert_close(map_of(encoder, pixels), tuned, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_no_vision_transformer_is_refused(make_vit: Make) -> None:
