@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -98,6 +99,24 @@ def check(
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise PluginError(f"{failed[0].line}{more}")
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The plugin's name, which begins its ids.")],
+    kinds: Annotated[
+        str | None, typer.Option("--kinds", metavar="A,B", help="Kinds of part to begin with, as loss,dataset; all.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write; by default ./NAME.")
+    ] = None,
+) -> None:
+    """Writes a package for a new plugin: its parts, a recipe, tests and docs, ready to be installed and changed."""
+    from mvcore.new_plugin import KINDS, write_plugin
+
+    chosen = KINDS if kinds is None else [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    folder = write_plugin(name, output or Path(name), chosen)
+    typer.echo(f"wrote {folder}; go on with: pip install -e '{folder}[test]' && pytest {folder}")
 
 
 def _args_by_id(assignments: list[str]) -> dict[str, dict[str, Any]]:

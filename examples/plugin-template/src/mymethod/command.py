@@ -1,0 +1,16 @@
+"""A command: a function with typed options, or a typer app; imported when it is called."""
+
+from __future__ import annotations
+
+
+def cite(bibtex: bool = False) -> None:
+    """Prints what to cite.
+
+    Args:
+        bibtex: as BibTeX.
+    """
+    authors, title, year = "Your Name", "Your Method", 2026
+    if bibtex:
+        print(f"@article{{mymethod, author = {{{authors}}}, title = {{{title}}}, year = {{{year}}}}}")
+    else:
+        print(f"{authors}, {title}, {year}")
