@@ -69,7 +69,7 @@ def one_positive(tau: float) -> Term:
 
     def term(ranked: Ranked) -> tuple[Tensor, Tensor]:
         p, weight, row = ranked.positive, ranked.weight, ranked.row
-        negatives = ranked.similar.masked_fill(~ranked.negative, -torch.inf)
+        negatives = torch.where(ranked.negative, ranked.similar, -torch.inf)
         # The query, at similarity 1: the same sums for all positives of a source.
         g = ((negatives - 1).div_(tau)).sigmoid_()
         one, above_one = torch.sigmoid((p - 1) / tau), ranked.of_rows(g.sum(-1))
@@ -135,7 +135,7 @@ def info_nce(tau: float) -> Term:
 
     def value(ranked: Ranked) -> Tensor:
         p = ranked.positive
-        negatives = ranked.of_rows(ranked.similar.masked_fill(~ranked.negative, -torch.inf))
+        negatives = ranked.of_rows(torch.where(ranked.negative, ranked.similar, -torch.inf))
         return (ranked.weight * (torch.cat([p[..., None], negatives], -1) / tau).logsumexp(-1)).sum() - (
             ranked.weight * p / tau
         ).sum()

@@ -6,6 +6,7 @@ up chunk by chunk, and backward scales the sum. Sources without a positive are n
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -13,8 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-_AT_ONCE = 1 << 18
-"""Elements that are evaluated at a time: what stays in the cache of a processor's core."""
+_AT_ONCE = 1 << 19
+"""Elements that are evaluated at a time: what a processor holds in its cache, or nearly."""
 
 _AT_ONCE_ON_DEVICE = 1 << 21
 """The same on an accelerator: what hides the time to start a kernel."""
@@ -124,8 +125,8 @@ def over_near(
     """
     with torch.no_grad():
         positives = torch.cat(list(_near(source, target, bounds)))
-    chunks = _Listed(source, target, bounds, positives, mean)
-    loss = _InChunks.apply(source.features, target.features, chunks, term)
+    blocks = _Listed(source, target, bounds, positives, mean)
+    loss = _InBlocks.apply(source.features, target.features, blocks, term)
     return loss, torch.full((), len(positives), device=loss.device)
 
 
@@ -143,66 +144,93 @@ def over_own(source: Points, target: Points, bounds: Bounds, own: Tensor, term: 
     Returns:
         () sum of the pairs' losses, and (B,) int64 how many positives each has.
     """
-    chunks = _Own(source, target, bounds, own)
-    return _InChunks.apply(source.features, target.features, chunks, term), own.sum(1)
+    blocks = _Own(source, target, bounds, own)
+    return _InBlocks.apply(source.features, target.features, blocks, term), own.sum(1)
 
 
-class _Chunk(NamedTuple):
-    """Some pairs of views, R sources of each by index or slice, and their positives as in `Ranked`."""
+class _Part(NamedTuple):
+    """Some positives of a block: sources `rows` of the block, and the rest as in `Ranked`, rows counted from there."""
 
-    pairs: slice
-    sources: Tensor | slice
+    rows: slice
     weight: Tensor
     row: Tensor | None
     column: Tensor | slice
 
 
-class _Chunks:
-    """Points of pairs of views, cut up."""
+class _Block(NamedTuple):
+    """Some pairs of views, R sources of each by index or slice, and their positives in parts."""
+
+    pairs: slice
+    sources: Tensor | slice
+    parts: Iterable[_Part]
+
+
+class _Blocks:
+    """Points of pairs of views, cut into blocks of sources."""
 
     def __init__(self, source: Points, target: Points, bounds: Bounds) -> None:
-        self._source, self._target, self._bounds = source, target, bounds
+        self._source, self._target = (_place(points) for points in (source, target))
+        self._bounds = bounds
 
-    def chunks(self) -> Iterable[_Chunk]:
+    def blocks(self) -> Iterable[_Block]:
         raise NotImplementedError
 
-    def ranked(self, chunk: _Chunk, ours: Tensor, theirs: Tensor) -> Ranked:
-        """A chunk with its similarities."""
-        pairs, sources = chunk.pairs, chunk.sources
-        squared = squared_distances(self._source.xyz[pairs, sources], self._target.xyz[pairs])
-        both = self._source.valid[pairs, sources][..., None] & self._target.valid[pairs][:, None]
-        limits = [limit if limit.ndim == 0 else limit[pairs, sources][..., None] for limit in self._bounds]
-        return Ranked(
-            similar=ours @ theirs.mT,
-            negative=(squared > limits[1].square()) & both,
-            near=lambda: (squared < limits[0].square()) & both,
-            weight=chunk.weight,
-            row=chunk.row,
-            column=chunk.column,
-        )
+    def ranked(self, block: _Block, ours: Tensor, theirs: Tensor) -> Iterator[tuple[slice, Ranked]]:
+        """A block's parts with their similarities, and which of its rows each has."""
+        pairs, sources = block.pairs, block.sources
+        squared = squared_distances(self._source[pairs, sources], self._target[pairs])
+        near, far = (limit if limit.ndim == 0 else limit[pairs, sources][..., None] for limit in self._bounds)
+        similar, negative = ours @ theirs.mT, squared > far.square()
+
+        for rows, weight, row, column in block.parts:
+            yield (
+                rows,
+                Ranked(
+                    similar=similar[:, rows],
+                    negative=negative[:, rows],
+                    near=lambda rows=rows: (squared < near.square())[:, rows],
+                    weight=weight,
+                    row=row,
+                    column=column,
+                ),
+            )
 
 
-class _Listed(_Chunks):
+class _Listed(_Blocks):
     """Positives are (K, 2) source and target, sorted by source, of one pair of views."""
 
     def __init__(self, source: Points, target: Points, bounds: Bounds, positives: Tensor, mean: str) -> None:
         super().__init__(source, target, bounds)
-        self._positives = positives
-        of_source = torch.bincount(positives[:, 0], minlength=source.xyz.shape[1]).to(source.features.dtype)
-        self._weight = of_source.reciprocal() / (of_source > 0).sum()
+        of_source = torch.bincount(positives[:, 0], minlength=source.xyz.shape[1])
+        weight = of_source.to(source.features.dtype).reciprocal() / (of_source > 0).sum()
         if mean == "positives":
-            self._weight = torch.full_like(of_source, 1 / max(1, len(positives)))
+            weight = torch.full_like(weight, 1 / max(1, len(positives)))
+        self._weight, self._column = weight[positives[:, 0]][None], positives[:, 1]
+        self._sources = of_source.nonzero()[:, 0]
+        self._begin = [0, *of_source[self._sources].cumsum(0).tolist()]
+        self._row = torch.arange(len(self._sources), device=of_source.device).repeat_interleave(
+            of_source[self._sources]
+        )
 
-    def chunks(self) -> Iterator[_Chunk]:
-        size = max(1, _at_once(self._positives) // max(1, self._target.xyz.shape[1]))
-        for begin in range(0, len(self._positives), size):
-            source, column = self._positives[begin : begin + size].unbind(1)
-            sources, row = torch.unique_consecutive(source, return_inverse=True)
-            one_each = len(sources) == len(source)
-            yield _Chunk(slice(0, 1), sources, self._weight[source][None], None if one_each else row, column)
+    def blocks(self) -> Iterator[_Block]:
+        size = max(1, _at_once(self._row) // max(1, self._target.shape[1]))
+        for first in range(0, len(self._sources), size):
+            last = min(first + size, len(self._sources))
+            yield _Block(slice(0, 1), self._sources[first:last], self._parts(first, last, size))
+
+    def _parts(self, first: int, last: int, size: int) -> Iterator[_Part]:
+        """The positives of sources `first` to `last`, so many at a time."""
+        edges = self._begin
+        for begin in range(edges[first], edges[last], size):
+            end = min(begin + size, edges[last])
+            rows = slice(bisect_right(edges, begin) - 1, bisect_left(edges, end))
+            some = slice(begin, end)
+            one_each = rows.stop - rows.start == end - begin
+            row = None if one_each else self._row[some] - rows.start
+            yield _Part(slice(rows.start - first, rows.stop - first), self._weight[:, some], row, self._column[some])
 
 
-class _Own(_Chunks):
+class _Own(_Blocks):
     """Positive k is target k of source k."""
 
     def __init__(self, source: Points, target: Points, bounds: Bounds, own: Tensor) -> None:
@@ -210,9 +238,9 @@ class _Own(_Chunks):
         weight = own.to(source.features.dtype)
         self._weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
 
-    def chunks(self) -> Iterator[_Chunk]:
+    def blocks(self) -> Iterator[_Block]:
         pairs, sources = self._weight.shape
-        targets = max(1, self._target.xyz.shape[1])
+        targets = max(1, self._target.shape[1])
         at_once = _at_once(self._weight)
         several = max(1, at_once // (targets * max(1, sources)))
         size = max(1, at_once // (targets * several))
@@ -220,23 +248,26 @@ class _Own(_Chunks):
             some = slice(first, first + several)
             for begin in range(0, sources, size):
                 rows = slice(begin, min(begin + size, sources))
-                yield _Chunk(some, rows, self._weight[some, rows], None, rows)
+                yield _Block(some, rows, [_Part(slice(None), self._weight[some, rows], None, rows)])
 
 
-class _InChunks(torch.autograd.Function):
+class _InBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, f1: Tensor, f2: Tensor, chunks: _Chunks, term: Term) -> Tensor:
+    def forward(ctx: Any, f1: Tensor, f2: Tensor, blocks: _Blocks, term: Term) -> Tensor:
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         first, second = (torch.zeros_like(f) if wanted else None for f in (f1, f2))
         total = f1.new_zeros(())
         with _exact_products(f1.device):
-            for chunk in chunks.chunks():
-                ours, theirs = f1[chunk.pairs, chunk.sources], f2[chunk.pairs]
-                loss, slope = term(chunks.ranked(chunk, ours, theirs))
-                total += loss
+            for block in blocks.blocks():
+                ours, theirs = f1[block.pairs, block.sources], f2[block.pairs]
+                slope = f1.new_zeros(*ours.shape[:2], theirs.shape[1])
+                for rows, ranked in blocks.ranked(block, ours, theirs):
+                    loss, found = term(ranked)
+                    total += loss
+                    slope[:, rows] += found
                 if first is not None and second is not None:
-                    first[chunk.pairs, chunk.sources] += slope @ theirs
-                    second[chunk.pairs].baddbmm_(slope.mT, ours)
+                    first[block.pairs, block.sources] += slope @ theirs
+                    second[block.pairs].baddbmm_(slope.mT, ours)
         ctx.save_for_backward(first, second)
         return total
 
@@ -245,6 +276,11 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         first, second = ctx.saved_tensors
         return grads[0] * first, grads[0] * second, None, None
+
+
+def _place(points: Points) -> Tensor:
+    """(B, P, 3) with NaN for points that are not there, which are at no distance from any."""
+    return torch.where(points.valid[..., None], points.xyz, torch.nan)
 
 
 def squared_distances(x1: Tensor, x2: Tensor) -> Tensor:
@@ -259,14 +295,15 @@ def squared_distances(x1: Tensor, x2: Tensor) -> Tensor:
 
 def _near(source: Points, target: Points, bounds: Bounds) -> Iterator[Tensor]:
     """(K, 2) source and target of all pairs within the positive distance, by source."""
+    ours, theirs = _place(source), _place(target)
     limit = bounds.positive.square()
-    size = max(1, _at_once(source.xyz) // max(1, target.xyz.shape[1]))
-    for begin in range(0, max(1, source.xyz.shape[1]), size):
+    size = max(1, _at_once(ours) // max(1, theirs.shape[1]))
+    for begin in range(0, max(1, ours.shape[1]), size):
         rows = slice(begin, begin + size)
-        squared = squared_distances(source.xyz[:, rows], target.xyz)
-        near = squared < (limit if limit.ndim == 0 else limit[:, rows, None])
-        near &= source.valid[:, rows, None] & target.valid[:, None]
-        yield near[0].nonzero() + near.new_tensor([begin, 0], dtype=torch.int64)
+        near = squared_distances(ours[:, rows], theirs) < (limit if limit.ndim == 0 else limit[:, rows, None])
+        found = near[0].nonzero()
+        found[:, 0] += begin
+        yield found
 
 
 def _at_once(tensor: Tensor) -> int:

@@ -12,10 +12,10 @@ import torch
 from mvcore.api import ViewBatch
 from torch import Tensor
 
-from mvcore_equivariance.geometry import Camera, Surface, lift, look_for
+from mvcore_equivariance.geometry import Camera, Surface, between_centres, lift, look_for
 
 _INSIDE = 0.99
-"""Part of a pixel, about its centre, in which a point is drawn: at its very edge, rounding decides which pixel it is."""
+"""Part of a pixel, about its centre, in which a point is drawn: at its edge, rounding decides which pixel it is in."""
 
 
 class View(NamedTuple):
@@ -116,13 +116,12 @@ def projected(first: View, second: View, points: int, further: int) -> Correspon
         points: how many are drawn in the first view.
         further: how many more are drawn in the second view, as targets that are nobody's own.
     """
-    drawn, valid = draw_pixels(first.depth > 0, points)
-    surface = _with(lift(first.depth, first.camera, drawn), valid)
+    drawn, surface = _draw(first, points)
     sight = look_for(surface, second.depth, second.camera)
-    others = _spots(second, *draw_pixels(second.depth > 0, further))
+    others = _spots(*_draw(second, further))
     found = Spots(sight.points, surface.xyz, sight.footprint, sight.seen)
     target = Spots(*(torch.cat(parts, dim=1) for parts in zip(found, others, strict=True)))
-    return Correspondences(Spots(drawn, surface.xyz, surface.footprint, surface.valid), target, sight.seen)
+    return Correspondences(_spots(drawn, surface), target, sight.seen)
 
 
 def released(first: View, second: View, points: int) -> Correspondences:
@@ -130,7 +129,7 @@ def released(first: View, second: View, points: int) -> Correspondences:
 
     They draw with repetition from a mask of fewer pixels than points; here each of its pixels is drawn once.
     """
-    source, target = (_spots(view, *draw_pixels(view.depth > 0, points, centres=True)) for view in (first, second))
+    source, target = (_spots(*_draw(view, points, centres=True)) for view in (first, second))
     return Correspondences(source, target, None)
 
 
@@ -143,10 +142,15 @@ def extent(correspondences: Correspondences) -> Tensor:
     return (high.amax(1) - low.amin(1)).amax(1, keepdim=True).clamp(min=0)
 
 
-def _spots(view: View, points: Tensor, valid: Tensor) -> Spots:
-    surface = _with(lift(view.depth, view.camera, points), valid)
+def _draw(view: View, count: int, *, centres: bool = False) -> tuple[Tensor, Surface]:
+    """Points of the foreground and what they show."""
+    points, valid = draw_pixels(view.depth > 0, count, centres=centres)
+    if not centres:
+        exact = between_centres(view.depth, view.camera, points)[..., None]
+        points = torch.where(exact, points, points.floor() + 0.5)
+    surface = lift(view.depth, view.camera, points)
+    return points, surface._replace(valid=surface.valid & valid)
+
+
+def _spots(points: Tensor, surface: Surface) -> Spots:
     return Spots(points, surface.xyz, surface.footprint, surface.valid)
-
-
-def _with(surface: Surface, valid: Tensor) -> Surface:
-    return surface._replace(valid=surface.valid & valid)

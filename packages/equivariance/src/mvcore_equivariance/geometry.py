@@ -161,7 +161,7 @@ def lift(depth: Tensor, camera: Camera, points: Tensor) -> Surface:
     sound, camera = camera.sound(), camera.made_sound()
     local, valid = _lift(depth, camera, points)
     valid = valid & sound[:, None]
-    normal = _normals(depth, camera, points)
+    normal = _normals(depth, camera, points.floor())
     turn = camera.world_to_camera[:, :3, :3]
     world_normal = torch.nn.functional.normalize(normal @ turn, dim=-1)
     shown = valid[..., None]
@@ -173,13 +173,22 @@ def lift(depth: Tensor, camera: Camera, points: Tensor) -> Surface:
     )
 
 
+def between_centres(depth: Tensor, camera: Camera, points: Tensor) -> Tensor:
+    """(B, P) bool, whether depth at points is interpolated between pixels' centres that are of one surface.
+
+    Elsewhere, as at an outline, only a pixel's centre has a depth that is good to less than a pixel.
+    """
+    return _depth(depth, camera.made_sound(), points)[2]
+
+
 def look_for(surface: Surface, depth: Tensor, camera: Camera) -> Sight:
     """Where other views see the points of a surface, and whether they do.
 
     A point is seen where it falls into the image, before the camera, its normal is turned to the camera, and its depth
     is that of the pixel it falls into to within 2 footprints times 1 + tan(t), t being the angle between line of sight
     and normal there: the point may be 0.7 pixels from that pixel's centre, over which depth changes by tan(t)
-    footprints.
+    footprints. At an outline, where that pixel's centre is background, the next pixel on the point's side stands for
+    it.
 
     Args:
         surface: P points of each of B views.
@@ -189,10 +198,11 @@ def look_for(surface: Surface, depth: Tensor, camera: Camera) -> Sight:
     sound, camera = camera.sound(), camera.made_sound()
     local = _to_camera(surface.xyz, camera)
     points, before = _project(local, camera)
-    there, shown = _nearest(depth, points)
+    pixels, shown = _shown_nearby(depth, points)
+    there, _ = _read(depth, pixels)
     footprint = local[..., 2] / _focal(camera)
     ray = torch.nn.functional.normalize(local, dim=-1)
-    cosine = -(_normals(depth, camera, points) * ray).sum(-1)
+    cosine = -(_normals(depth, camera, pixels) * ray).sum(-1)
     tangent = ((1 - cosine.square()).clamp(min=0).sqrt() / cosine.clamp(min=1e-6)).clamp(max=_STEEPEST)
     close = (there - local[..., 2]).abs() <= 2 * footprint * (1 + tangent)
     turn = camera.world_to_camera[:, :3, :3]
@@ -285,8 +295,11 @@ def _nearest(depth: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     return _read(depth, points.floor())
 
 
-def _depth(depth: Tensor, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Depth at points, interpolated where the four pixels around are of one surface, and whether there is any."""
+def _depth(depth: Tensor, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth at points, whether there is any, and whether it is interpolated: the four pixels around are of one surface.
+
+    Else it is that of the pixel.
+    """
     z, valid = _nearest(depth, points)
     limit = _STEEPEST * z / _focal(camera)
     last = points.new_tensor([depth.shape[2] - 1, depth.shape[1] - 1])
@@ -301,18 +314,30 @@ def _depth(depth: Tensor, camera: Camera, points: Tensor) -> tuple[Tensor, Tenso
             one_surface &= given & ((there - z).abs() <= limit)
             weight = (part[..., 0] if right else 1 - part[..., 0]) * (part[..., 1] if down else 1 - part[..., 1])
             inverse += weight / there
-    return torch.where(one_surface, 1 / inverse, z), valid
+    return torch.where(one_surface, 1 / inverse, z), valid, one_surface
 
 
 def _lift(depth: Tensor, camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
     """(B, P, 3) points in the camera's frame, and whether there are any."""
-    z, valid = _depth(depth, camera, points.to(depth.dtype))
+    z, valid, _ = _depth(depth, camera, points.to(depth.dtype))
     return _rays(camera, points) * z[..., None], valid
 
 
-def _normals(depth: Tensor, camera: Camera, points: Tensor) -> Tensor:
-    """(B, P, 3) normals, in the camera's frame and towards it, of the pixels that points lie in; 0 = not known."""
+def _shown_nearby(depth: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixel (x, y) that each point lies in or, where that has no depth, the next that has; and whether any has."""
     pixels = points.floor()
+    side = torch.where(points - pixels < _CENTRE, -1, 1)
+    found, shown = pixels, _read(depth, pixels)[1] | ~_index(pixels, *depth.shape[1:])[1]
+    for way in ([1, 0], [0, 1], [1, 1]):
+        moved = pixels + side * side.new_tensor(way)
+        there = _read(depth, moved)[1] & ~shown
+        found = torch.where(there[..., None], moved, found)
+        shown = shown | there
+    return found, shown & _index(pixels, *depth.shape[1:])[1]
+
+
+def _normals(depth: Tensor, camera: Camera, pixels: Tensor) -> Tensor:
+    """(B, P, 3) normals, in the camera's frame and towards it, of pixels (x, y); 0 = not known."""
 
     def shown(right: int, down: int) -> tuple[Tensor, Tensor]:
         moved = pixels + pixels.new_tensor([right, down])
