@@ -171,6 +171,34 @@ class ParameterGroup(Options):
     weight_decay: float | None = Field(default=None, ge=0)
 
 
+class AlarmSettings(Options):
+    """When the features of a step count as collapsed.
+
+    Args:
+        every: steps between looks; each is one wait for the device.
+        after: the first step that a warning may name.
+        rank: least participation ratio of the features about their mean, in steps of 16 objects or more.
+        spread: least mean of 1 - cosine over all pairs of views of a step.
+    """
+
+    every: int = Field(default=10, ge=1)
+    after: int = Field(default=50, ge=0)
+    rank: float = Field(default=3.0, ge=0)
+    spread: float = Field(default=0.05, ge=0, le=2)
+
+
+class GradientSettings(Options):
+    """What is measured of each term's gradient.
+
+    Args:
+        every: steps between measurements, each of which costs a backward pass for each term.
+        cosines: also the angle between each two terms' gradients, which takes memory for one gradient a term.
+    """
+
+    every: int = Field(ge=1)
+    cosines: bool = True
+
+
 class RunSettings(Options):
     """How long, where and how a run goes.
 
@@ -181,8 +209,11 @@ class RunSettings(Options):
         epoch_steps: steps that count as an epoch; null = one pass of the first source.
         checkpoint_every: steps between checkpoints; the last one is always saved.
         log_every: steps between rows of metrics.
+        log_terms: what is logged of each term beside their sum: its `raw` value, its `weighted` one.
+        gradients: norms of the terms' gradients and their cosines, every few steps; null = not measured.
         devices: `auto` or 1, one device; more are refused so far.
         workers: processes that load data; `auto` = 0 on two cores or fewer, else up to 8.
+        alarm: when to warn that the features collapse; null = never.
     """
 
     max_steps: int = Field(default=1000, ge=1)
@@ -196,7 +227,10 @@ class RunSettings(Options):
     seed: int = Field(default=0, ge=0)
     workers: int | Literal["auto"] = "auto"
     log_every: int = Field(default=10, ge=1)
+    log_terms: tuple[Literal["raw", "weighted"], ...] = ("raw", "weighted")
+    gradients: GradientSettings | None = None
     checkpoint_every: int = Field(default=500, ge=1)
+    alarm: AlarmSettings | None = AlarmSettings()
     output: str | None = None
 
     @field_validator("micro_batch")

@@ -24,6 +24,7 @@ from mvcore.checkpoint import FolderCheckpoint
 from mvcore.config import RunSettings, SourcePart
 from mvcore.errors import ConfigError, DataError, DeviceError, Interrupted
 from mvcore.model import Model, Pipeline
+from mvcore.training.alarm import CollapseAlarm
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
 from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
 from mvcore.training.context import RunContext
@@ -209,10 +210,13 @@ def fit(
     config = training.plan.config
     start = 0 if resume is None else int(resume.name.removeprefix("step-"))
     training.module.start = start
-    meter = Meter(config.run.log_every, training.context.logged)
+    meter = Meter(config.run.log_every, training.context.logged, config.run.log_terms)
+    conflicts = ConflictReport(training.context.logged)
     stop = StopOnSignal(console)
     checkpoints = Checkpoints(output, config.run.checkpoint_every)
-    callbacks = [*training.trainers, meter, ProgressBar(title, meter, console), stop]
+    callbacks = [*training.trainers, conflicts, meter, ProgressBar(title, meter, console), stop]
+    if config.run.alarm is not None:  # before the meter, whose next row it joins
+        callbacks.insert(0, CollapseAlarm(config.run.alarm, training.context.logged, console))
     if measure is not None and config.validation.every is not None:
         callbacks.append(_measuring(training, measure, output, checkpoints))
     callbacks.append(checkpoints)

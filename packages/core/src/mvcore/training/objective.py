@@ -79,6 +79,7 @@ class Objective(nn.Module):
 
     Attributes:
         observers: by source, who is shown each step's detached features of all ranks.
+        watch: who is shown this rank's features of the step, one set a source, and the number of objects; or None.
         weights: of every term, in the present step.
         active: the terms that have a weight in the present step; the others are not computed.
         keys: the features to compute on each source in the present step.
@@ -104,6 +105,7 @@ class Objective(nn.Module):
             key for link in pipeline.links for key in link.needs if key.startswith(STATE) and key in self.publishers
         )
         self.observers: dict[str, list[Observer]] = {}
+        self.watch: Callable[[Sequence[Features], int], None] | None = None
         self._all_keys = dict(keys)
         self._watched = {name: (watched or {}).get(name, frozenset[str]()) for name in keys}
         self._image_sizes = dict(image_sizes)
@@ -198,6 +200,10 @@ class Objective(nn.Module):
 
     def _show(self, rows: Mapping[str, _Rows]) -> None:
         """Hands the detached features of all ranks to those who observe them."""
+        if self.watch is not None:
+            self.watch(
+                [found.features for found in rows.values()], sum(found.batch.n_objects for found in rows.values())
+            )
         for name, observers in self.observers.items():
             features, batch = rows[name].features, rows[name].batch
             values = {key: _as_float32(features[key]).detach() for key in features}
