@@ -100,6 +100,44 @@ def test_a_layer_of_the_dense_map_is_that_blocks_output(tiny_clip_json: Path) ->
     torch.testing.assert_close(dense.flatten(2).transpose(1, 2), outputs[0][:, 1:])
 
 
+@pytest.mark.parametrize("options", [{}, {"layer": 0}, {"space": "text"}])
+def test_a_finer_map_is_that_of_the_model_made_for_larger_images(
+    tiny_clip_json: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(1)
+    finer = OpenClip(model=str(tiny_clip_json), dense={"patches": 6, **options}).eval()
+    config = json.loads(tiny_clip_json.read_text())
+    config["vision_cfg"]["image_size"] = 48
+    (tmp_path / "larger.json").write_text(json.dumps(config))
+    larger = OpenClip(model=str(tmp_path / "larger.json"), dense=options).eval()
+    state = dict(finer.clip.state_dict())
+    open_clip.model.resize_pos_embed(state, larger.clip)
+    larger.clip.load_state_dict(state)
+    batch = batch_of()
+    found = finer.encode(batch, keys("view", "dense"))
+    assert found["dense"].shape[2:] == (6, 6)
+    assert batch.images is not None
+    pixels = torch.nn.functional.interpolate(finer.normalise(batch.images), (48, 48), mode="bilinear", antialias=True)
+    _, expected = larger._tower.encode(pixels, view=False)
+    torch.testing.assert_close(found["dense"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["view"], finer.encode(batch, keys("view"))["view"], rtol=1e-4, atol=1e-5)
+    grid = finer.dense_grid(32, 32)
+    assert (grid.rows, grid.columns) == (6, 6)
+    assert grid.first == pytest.approx((32 / 12, 32 / 12))
+
+
+def test_a_map_of_the_models_own_patches_is_its_own(tiny: OpenClip, tiny_clip_json: Path) -> None:
+    same = OpenClip(model=str(tiny_clip_json), dense={"patches": 4}).eval()
+    same.clip.load_state_dict(tiny.clip.state_dict())
+    expected = tiny.eval().encode(batch_of(), keys("dense"))["dense"]
+    torch.testing.assert_close(same.encode(batch_of(), keys("dense"))["dense"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_towers_of_one_map_size_refuse_another() -> None:
+    with pytest.raises(ConfigError, match=r"RN50: dense\.patches: .*leave it out"):
+        OpenClip(model="RN50", dense={"patches": 14})
+
+
 def test_equal_captions_are_encoded_once_and_frozen_ones_never_again(tiny: OpenClip) -> None:
     calls = Calls(tiny.clip.transformer)
     expected = tiny.clip.encode_text(tiny.tokenizer(CAPTIONS))

@@ -13,6 +13,8 @@ import open_clip.timm_model
 import open_clip.transformer
 import timm.models.eva
 import timm.models.vision_transformer
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -95,7 +97,15 @@ class OpenClipStages(Stages):
         return self.visual.transformer.grad_checkpointing
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.visual._embeds(images)
+        visual = self.visual
+        grid = [side // patch for side, patch in zip(images.shape[2:], visual.conv1.kernel_size, strict=True)]
+        if grid == list(visual.grid_size):
+            return visual._embeds(images)
+        # As its `_embeds`, which knows the positions of one grid alone.
+        patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        places = resample_abs_pos_embed(visual.positional_embedding[None], grid, num_prefix_tokens=1)
+        return visual.ln_pre(visual.patch_dropout(torch.cat([first, patches], dim=1) + places.to(patches.dtype)))
 
     def finish(self, tokens: Tensor) -> Tensor:
         pooled = self.visual._pool(tokens)[0]

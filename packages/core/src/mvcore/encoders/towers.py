@@ -10,10 +10,12 @@ import open_clip.modified_resnet
 import open_clip.timm_model
 import open_clip.transformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mvcore.dense_grid import DenseGrid
 from mvcore.encoders.cells import not_tiling
 from mvcore.encoders.options import DenseOptions
+from mvcore.encoders.stages import OpenClipStages
 from mvcore.errors import ConfigError, PluginError
 
 
@@ -24,11 +26,13 @@ class VisionTower(ABC):
         blocks: its blocks in order (a hierarchical tower's stages); empty where the tower has no such row.
         tail: modules and parameters that follow the blocks.
         no_text_map: why patches cannot be projected into the space of the texts; empty where they can.
+        any_grid: it makes maps of any number of patches.
     """
 
     blocks: Sequence[nn.Module]
     tail: Sequence[nn.Module | nn.Parameter]
     no_text_map: str = ""
+    any_grid: bool = False
 
     def __init__(self, owner: str, dense: DenseOptions) -> None:
         self.owner = owner
@@ -56,6 +60,8 @@ class VisionTower(ABC):
         Raises:
             ConfigError: no such layer, or no projection into the space of the texts.
         """
+        if self.dense.patches is not None and not self.any_grid:
+            raise ConfigError(f"{self.owner}: dense.patches: its vision tower makes maps of one size; leave it out")
         if self.dense.space == "text" and self.no_text_map:
             raise ConfigError(f"{self.owner}: dense with space: text cannot be had: {self.no_text_map}")
         self.layer_index()
@@ -83,6 +89,8 @@ class VisionTower(ABC):
 class ClassTokenTower(VisionTower):
     """open_clip's VisionTransformer: a class token or the mean of patches, or CoCa's attentional pooling."""
 
+    any_grid = True
+
     def __init__(self, visual: open_clip.transformer.VisionTransformer, owner: str, dense: DenseOptions) -> None:
         super().__init__(owner, dense)
         self.visual: Any = visual
@@ -97,6 +105,8 @@ class ClassTokenTower(VisionTower):
         return self.visual.conv1.out_channels
 
     def grid(self, size: int) -> DenseGrid:
+        if self.dense.patches is not None:
+            return DenseGrid.tiling(self.dense.patches, self.dense.patches, size, size)
         patch = self.visual.conv1.kernel_size[0]
         return DenseGrid.of_patches(size, size, patch, patch)
 
@@ -104,6 +114,10 @@ class ClassTokenTower(VisionTower):
         dropout = self.visual.patch_dropout
         if dropout.training and getattr(dropout, "prob", 0) > 0:
             raise ConfigError(f"{self.owner}: dense needs all patches, but the model config drops some in training")
+        if self.dense.patches is not None:
+            stages = OpenClipStages(self.visual)
+            vectors = stages.finish(stages.run(stages.embed(images), 0, len(self.blocks))) if view else None
+            return vectors, self._projected(self._map_of(images, stages, self.dense.patches))
         layer = self.layer_index()
         found = self.visual.forward_intermediates(
             images,
@@ -113,11 +127,23 @@ class ClassTokenTower(VisionTower):
             intermediates_only=not view,
             stop_early=not view,
         )
-        patches = found["image_intermediates"][0]
-        if self.dense.space == "text":
-            # The way of the class token: ln_post, then proj.
-            patches = (patches.movedim(1, -1) @ self.visual.proj).movedim(-1, 1)
-        return found.get("image_features"), patches
+        return found.get("image_features"), self._projected(found["image_intermediates"][0])
+
+    def _map_of(self, images: Tensor, stages: OpenClipStages, patches: int) -> Tensor:
+        """(N, C, patches, patches) of the images at the size that has so many patches."""
+        layer = self.layer_index()
+        side = patches * self.visual.conv1.kernel_size[0]
+        tokens = stages.embed(F.interpolate(images, (side, side), mode="bilinear", antialias=True))
+        tokens = stages.run(tokens, 0, len(self.blocks) if layer is None else layer + 1)
+        if layer is None and self.visual.attn_pool is None:
+            tokens = self.visual.ln_post(tokens)
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (patches, patches))
+
+    def _projected(self, patches: Tensor) -> Tensor:
+        """In the space of the texts where that is asked for, the way of the class token: ln_post, then proj."""
+        if self.dense.space == "visual":
+            return patches
+        return (patches.movedim(1, -1) @ self.visual.proj).movedim(-1, 1)
 
 
 class ResNetTower(VisionTower):
