@@ -31,8 +31,8 @@ class DenseOptions(Options):
             its final norm where that norm acts on patches.
         space: `visual` is the tower's own width; `text` projects each patch into the space of the texts, the way the
             pooled vector goes (only where the model has such a way, and only from the final map).
-        patches: patches along each side of the map, by a pass of its own over the images at another size, with positions
-            resampled (class-token ViTs only); None = the model's own, in the same pass as `view`.
+        patches: patches along each side of the map, by a pass of its own over the images at another size, with
+            positions resampled (class-token ViTs only); None = the model's own, in the same pass as `view`.
     """
 
     layer: int | None = None
