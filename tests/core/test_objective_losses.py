@@ -101,7 +101,7 @@ def test_maps_are_not_held_for_a_whole_batch() -> None:
 
     def squares(features: Features, own: ViewBatch) -> dict[str, Any]:
         rows.append(features["dense"].shape[0])
-        return {"loss": features["dense"].square().sum(), "count": own.n_objects}
+        return {"loss": features["dense"].square().sum(), "count": own.n_objects, "views": own.n_views}
 
     term = Term("maps", Given(squares), frozenset({"dense"}), ("a",), 1.0, "object")
     objective = Objective(Pipeline(backbone, []), [term], {"a": frozenset({"dense"})}, {"a": 8})
@@ -111,6 +111,8 @@ def test_maps_are_not_held_for_a_whole_batch() -> None:
     rows.clear()
     cached = objective.cached_step({"a": batch}, Tensor.backward, 3, lambda number: None)
     assert max(rows) == 3
+    # What it says beside its loss are sums as well.
+    assert whole.logged == cached.logged == {"maps/views": 7}
     assert float(cached.terms["maps"]) == pytest.approx(float(whole.terms["maps"]))
     assert float(cached.total) == pytest.approx(float(whole.total))
     torch.testing.assert_close(backbone.net.weight.grad, found)

@@ -188,7 +188,7 @@ class Objective(nn.Module):
                 surrogate = self._surrogate(rows, leaves[name], offsets[name], first=k == 0)
                 for term in inside:
                     if name in term.sources:
-                        value = self._object_sums(term, {name: rows})["loss"] * (
+                        value = self._object_sums(term, {name: rows}, outcome.logged)["loss"] * (
                             world_size() / totals[term.name].clamp(min=1)
                         )
                         surrogate = surrogate + self.weights[term.name] * value
@@ -261,7 +261,7 @@ class Objective(nn.Module):
         outcome = Outcome(torch.zeros((), device=self.device))
         for term in terms:
             if term.scope == "object":
-                sums = self._object_sums(term, rows)
+                sums = self._object_sums(term, rows, outcome.logged)
                 count = sum_over_ranks(sums["count"]).clamp(min=1)
                 value = sums["loss"] * (world_size() / count)
             else:
@@ -281,11 +281,17 @@ class Objective(nn.Module):
             result = result["loss"]
         return _scalar(result, f"loss {term.name}")
 
-    def _object_sums(self, term: Term, rows: Mapping[str, _Rows]) -> dict[str, Tensor]:
+    def _object_sums(
+        self, term: Term, rows: Mapping[str, _Rows], logged: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """A term's `loss` and `count` on these rows; what else it returns is added to `logged`."""
         result = self._call(term, rows, gathered=False)
         if not isinstance(result, Mapping) or not {"loss", "count"} <= result.keys():
             raise PluginError(f"loss {term.name} has scope 'object' and must return {{'loss': sum, 'count': n}}")
         count = torch.as_tensor(result["count"], dtype=torch.float32, device=self.device)
+        for key in sorted(result.keys() - {"loss", "count"}) if logged is not None else ():
+            name, value = f"{term.name}/{key}", _logged(result[key], f"loss {term.name}: {key!r}", self.device)
+            logged[name] = logged.get(name, 0) + value.float()
         return {"loss": _scalar(result["loss"], f"loss {term.name}"), "count": count.detach()}
 
     def _call(self, term: Term, rows: Mapping[str, _Rows], *, gathered: bool) -> Any:
@@ -319,7 +325,11 @@ class Objective(nn.Module):
                 value = outcome.terms[term.name].detach()
                 shown[term.name] = sum_over_ranks(value) / world_size() if term.scope == "object" else value
                 total = total + self.weights[term.name] * shown[term.name]
-        return Outcome(total, shown, outcome.logged, dict(self.weights))
+        sums = tuple(f"{term.name}/" for term in self.terms if term.scope == "object")
+        logged = {
+            key: sum_over_ranks(value) if key.startswith(sums) else value for key, value in outcome.logged.items()
+        }
+        return Outcome(total, shown, logged, dict(self.weights))
 
 
 def _scalar(value: Any, owner: str) -> Tensor:
