@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.nn import functional as F

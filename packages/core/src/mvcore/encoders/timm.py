@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,6 +41,7 @@ class Timm(ImageBackbone):
     """
 
     library = "timm"
+    timm: Any
 
     def __init__(
         self,
@@ -53,19 +54,18 @@ class Timm(ImageBackbone):
         dense: TimmDenseOptions | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.timm: Any = load_timm(model, pretrained)
+        self.timm = load_timm(model, pretrained)
         data = resolve_model_data_config(self.timm)
         self._set_up(model, self.timm, data["mean"], data["std"])
         self._vision = vision_of(self.timm, model, self._branches)
         self.any_size = self._vision.any_size
-        self.image_size: int = image_size or self._vision.native
-        if self.image_size != self._vision.native and not self.any_size:
+        self._side = image_size or self._vision.native
+        self.image_size = self._side
+        if self._side != self._vision.native and not self.any_size:
             size = self._vision.native
             raise ConfigError(f"{model} takes images of {size}x{size} only; leave image_size out")
-        if self.image_size < self._vision.patch:
-            raise ConfigError(
-                f"{model}: image_size {self.image_size} is less than a patch of {self._vision.patch} pixels"
-            )
+        if self._side < self._vision.patch:
+            raise ConfigError(f"{model}: image_size {self._side} is less than a patch of {self._vision.patch} pixels")
         layer = dense if isinstance(dense, TimmDenseOptions) else TimmDenseOptions(**(dense or {}))
         self._settings = MapSettings(patches, stride, layer.layer, layer.norm)
         self._vision.check(self._settings)
@@ -134,12 +134,12 @@ class Timm(ImageBackbone):
         """
         patch = self._vision.patch
         if not self.any_size:
-            return self.image_size, self.image_size
+            return self._side, self._side
         if min(height, width) < patch:
             raise ConfigError(
                 f"images of {height}x{width} pixels are smaller than a patch of {self.name}, {patch}x{patch}"
             )
-        longer = self._settings.patches or self.image_size // patch
+        longer = self._settings.patches or self._side // patch
         rows, columns = (longer * side // max(height, width) for side in (height, width))
         if min(rows, columns) < 1:
             raise ConfigError(
@@ -166,7 +166,7 @@ class Timm(ImageBackbone):
     def _is_cut(self, height: int, width: int) -> bool:
         """Whether a border that holds no whole patch is left out, as timm does at the model's own size."""
         own = self._vision.native
-        return self._settings.patches is None and height == width == own == self.image_size
+        return self._settings.patches is None and height == width == own == self._side
 
     def _fitted(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[2:]

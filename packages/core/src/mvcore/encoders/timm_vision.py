@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from mvcore.dense_grid import DenseGrid
@@ -48,12 +48,12 @@ class TimmVision(ABC):
     def __init__(self, model: nn.Module, owner: str) -> None:
         self.model: Any = model
         self.owner = owner
-        sides = set(self.model.pretrained_cfg["input_size"][1:])
-        if len(sides) != 1:
-            raise ConfigError(
-                f"{owner} takes images of {self.model.pretrained_cfg['input_size']}; only square ones work"
-            )
-        self.native: int = sides.pop()
+        # A transformer made for another size than its weights' says so itself.
+        embed = getattr(self.model, "patch_embed", None)
+        sides = getattr(embed, "img_size", None) or self.model.pretrained_cfg["input_size"][1:]
+        if len(set(sides)) != 1:
+            raise ConfigError(f"{owner} takes images of {sides[0]}x{sides[1]}; only square ones work")
+        self.native: int = sides[0]
         name = next((name for name in ("blocks", "stages") if hasattr(self.model, name)), None)
         self.blocks = [] if name is None else list(getattr(self.model, name).children())
         children = [child for child, _ in self.model.named_children()]
