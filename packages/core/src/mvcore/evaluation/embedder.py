@@ -168,7 +168,7 @@ class Embedder:
         seen = self._passes.get(source)
         if seen is not None and seen.dataset is not dataset:
             seen = None
-        missing = keys if seen is None else keys - seen.embedded.features.keys()
+        missing = keys if seen is None else keys.difference(seen.embedded.features)
         if seen is not None and not missing:
             return seen
         if len(dataset) == 0:
