@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from mvcore.config import (
+    GradientSettings,
     LossPart,
     OptimizerSettings,
     ParameterGroup,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Options]] = {
     "## `optimizer`": OptimizerSettings,
     "An entry of `groups`:": ParameterGroup,
     "## `run`": RunSettings,
+    "`gradients` of keys ([Mixing methods](mixing.md#which-terms-conflict) says what they show):": GradientSettings,
     "## `validate`": ValidateSettings,
 }
 SETTINGS = ("optimizer", "run", "validate")

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvcore.config_layers import Layers, listed_entries, read_yaml, section_of, shown_value
+from mvcore.config import listed_entries
+from mvcore.config_layers import Layers, read_yaml, section_of, shown_value
 from mvcore.errors import ConfigError
 from mvcore.key_path import KeyPath, show_path
 from mvcore.plugins import Registered, recipe_path

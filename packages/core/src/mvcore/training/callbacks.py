@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ class Meter(Callback):
     Args:
         every: steps between rows.
         noted: what trainers logged; it joins the next row and is emptied.
+        terms: what is logged of each term.
     """
 
-    def __init__(self, every: int, noted: dict[str, float]) -> None:
+    def __init__(self, every: int, noted: dict[str, float], terms: Collection[str] = ("raw", "weighted")) -> None:
         self.every = every
         self.noted = noted
+        self.terms = terms
         self.latest: dict[str, float] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -49,10 +51,11 @@ class Meter(Callback):
         values: dict[str, Tensor] = {"train/loss": outcome.total}
         for name, weight in outcome.weights.items():
             value = outcome.terms.get(name)
-            if value is not None:
+            if value is not None and "raw" in self.terms:
                 values[f"train/{name}"] = value
-            # A term that does not count in a step adds nothing to its loss, but has no value of its own there.
-            values[f"train/{name}.weighted"] = value * weight if value is not None else outcome.total * 0
+            if "weighted" in self.terms:
+                # A term that does not count in a step adds nothing to its loss, but has no value of its own there.
+                values[f"train/{name}.weighted"] = value * weight if value is not None else outcome.total * 0
         values |= {f"train/{name}": value for name, value in outcome.logged.items()}
         if module.grad_norm is not None:
             values["train/grad_norm"] = module.grad_norm

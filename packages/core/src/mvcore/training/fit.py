@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from mvcore.training.alarm import CollapseAlarm
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
 from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
 from mvcore.training.context import RunContext
+from mvcore.training.gradients import ConflictReport
 from mvcore.training.loader import StepLoader
 from mvcore.training.metrics_csv import MetricsCsv
 from mvcore.training.module import RunModule
@@ -36,9 +37,10 @@ from mvcore.training.planner import Plan
 from mvcore.training.sampling import (
     PairFilter,
     PreferredViews,
-    SourceSampler,
     SourceSpecification,
     assign_offsets,
+    is_stream,
+    sampler_of,
 )
 from mvcore.training.weights import weight_at
 
@@ -97,7 +99,7 @@ def prepare(
         if hasattr(made, "observe"):
             for name in term.sources:
                 objective.observers.setdefault(name, []).append(made.observe)
-    first = SourceSampler(next(iter(sources.values())), seed)
+    first = sampler_of(next(iter(sources.values())), seed)
     epoch_steps = config.run.epoch_steps or first.steps_per_epoch
     replaces = [made for t, made in zip(plan.trainers, trainers, strict=True) if t.part.spec.replaces_step]
     module = RunModule(
@@ -112,7 +114,7 @@ def prepare(
         return StepLoader(
             list(sources.values()),
             seed=seed,
-            workers=_workers(config.run),
+            workers=_workers(config.run, datasets.values()),
             rank=rank,
             world_size=world_size,
             start=start,
@@ -184,9 +186,11 @@ def _pairs_like(settings: SourcePart) -> PairFilter | None:
     return PairFilter(settings.pair_angle, settings.pair_angle_of, settings.pair_covisibility)
 
 
-def _workers(settings: RunSettings) -> int:
+def _workers(settings: RunSettings, datasets: Iterable[Any]) -> int:
     if settings.workers != "auto":
         return settings.workers
+    if any(is_stream(dataset) for dataset in datasets):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores <= 2 else min(8, cores - 1)
 
@@ -227,6 +231,9 @@ def fit(
             trainer.fit(training.module, ckpt_path=None if resume is None else str(resume), weights_only=True)
         except SystemExit:  # what Lightning makes of a KeyboardInterrupt
             raise Interrupted(f"stopped at once; go on with: mvcore train --resume {output}") from None
+        if conflicts.norms:
+            conflicts.save(output)
+            console.print(conflicts.table(title))
     if stop.stopped and trainer.global_step < config.run.max_steps:
         raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {output}")
     return output / CHECKPOINTS / f"step-{trainer.global_step:08d}"

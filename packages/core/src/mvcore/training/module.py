@@ -14,6 +14,7 @@ from mvcore.config import OptimizerSettings, RunSettings
 from mvcore.errors import ConfigError, NonFiniteLossError, WeightsError
 from mvcore.parts import Adapter, copy_strictly
 from mvcore.training.distributed import average_gradients, world_size
+from mvcore.training.gradients import Measured, TermGradients
 from mvcore.training.objective import Objective, Outcome
 from mvcore.training.optimization import learning_rate, make_optimizer
 from mvcore.types import ViewBatch
@@ -37,6 +38,7 @@ class RunModule(LightningModule):
         make_loader: makes the loader from rank, world size and first step.
         start: the global step that training begins at.
         outcome, grad_norm: what the last step found; tensors on the device.
+        gradients: what was measured of the terms' gradients in the last step; None where nothing was.
         lr: the learning rate of the last step, of the first group of parameters.
     """
 
@@ -60,6 +62,7 @@ class RunModule(LightningModule):
         self.start = 0
         self.outcome: Outcome | None = None
         self.grad_norm: Tensor | None = None
+        self.gradients: Measured | None = None
         self.lr = 0.0
         self._loader: Any = None
         self._bad: dict[str, Tensor] = {}
@@ -137,10 +140,12 @@ class RunModule(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         self._reseed(0)
+        gradients = self._term_gradients()
         if self.settings.micro_batch == "auto":
-            self.outcome = self.objective.step(batch, self.manual_backward)
+            self.outcome = self.objective.step(batch, self.manual_backward, gradients)
         else:
-            self.outcome = self._chunked_step(batch, self.settings.micro_batch)
+            self.outcome = self._chunked_step(batch, self.settings.micro_batch, gradients)
+        self.gradients = None if gradients is None else gradients.measured()
         self._note_non_finite({f"loss {name}": value for name, value in self.outcome.terms.items()})
         if self.optimizer_settings.clip_norm is not None:
             params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -151,12 +156,21 @@ class RunModule(LightningModule):
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
 
-    def _chunked_step(self, batch: Batches, chunk_views: int) -> Outcome:
+    def _term_gradients(self) -> TermGradients | None:
+        """What collects this step's gradients term by term, in the steps that are measured."""
+        wanted = self.settings.gradients
+        if wanted is None or (self.global_step + 1) % wanted.every:
+            return None
+        shared = [parameter for name, parameter in self.trained().items() if not name.startswith("losses/")]
+        return TermGradients(shared, cosines=wanted.cosines)
+
+    def _chunked_step(self, batch: Batches, chunk_views: int, gradients: TermGradients | None) -> Outcome:
         # Its many backward passes differ in number from rank to rank, so gradients meet once, at the end.
         strategy: Any = self.trainer.strategy
         several = world_size() > 1 and hasattr(strategy, "block_backward_sync")
         with strategy.block_backward_sync() if several else nullcontext():
-            outcome = self.objective.cached_step(batch, self.manual_backward, chunk_views, self._reseed)
+            backward = self.manual_backward
+            outcome = self.objective.cached_step(batch, backward, chunk_views, self._reseed, gradients)
         average_gradients(self.trained().values())
         return outcome
 

@@ -16,12 +16,14 @@ from mvcore.model import Pipeline, features_in
 from mvcore.packing import concatenate, split_objects
 from mvcore.specs import STATE, Axis
 from mvcore.training.distributed import gather, sum_over_ranks, world_size
+from mvcore.training.gradients import TermGradients, gradients_of
 from mvcore.training.weights import WeightAt
 from mvcore.types import Features, ViewBatch
 
 Batches = Mapping[str, ViewBatch]
 Backward = Callable[[Tensor], Any]
 Observer = Callable[[ViewBatch, Features], None]
+LeafGrads = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -137,17 +139,29 @@ class Objective(nn.Module):
     def device(self) -> torch.device:
         return self.pipeline.device
 
-    def step(self, batches: Batches, backward: Backward) -> Outcome:
-        """Computes all terms on whole batches and their gradient; the batches may be on the host."""
+    def step(self, batches: Batches, backward: Backward, gradients: TermGradients | None = None) -> Outcome:
+        """Computes all terms on whole batches and their gradient; the batches may be on the host.
+
+        Args:
+            gradients: is given each weighted term, before `backward`.
+        """
         with parametrize.cached():
             rows = self.encode({name: self._moved(batch) for name, batch in batches.items()})
             self._show(rows)
             outcome = self.evaluate(rows, self.active)
+            if gradients is not None:
+                for name, value in outcome.terms.items():
+                    gradients.add(name, self.weights[name] * value)
             backward(outcome.total)
         return self._detached(outcome)
 
     def cached_step(
-        self, batches: Batches, backward: Backward, chunk_views: int, reseed: Callable[[int], None]
+        self,
+        batches: Batches,
+        backward: Backward,
+        chunk_views: int,
+        reseed: Callable[[int], None],
+        gradients: TermGradients | None = None,
     ) -> Outcome:
         """The same values and gradients with at most about `chunk_views` views in an encoder pass (gradient cache).
 
@@ -156,6 +170,7 @@ class Objective(nn.Module):
 
         Args:
             reseed: called with the chunk's number before each of its two passes, so that both draw the same.
+            gradients: is given each weighted term, chunk by chunk.
         """
         whole = tuple(term for term in self.active if term.scope == "batch")
         inside = tuple(term for term in self.active if term.scope == "object")
@@ -177,25 +192,36 @@ class Objective(nn.Module):
         leaves = {name: _leaf(_joined(rows)) for name, rows in parts.items()}
         self._show(leaves)
         outcome = Outcome(torch.zeros((), device=self.device))
+        apart: dict[str, dict[str, LeafGrads]] = {}
         if whole:
             outcome = self.evaluate(leaves, whole)
+            if gradients is not None:
+                apart = self._apart(outcome, leaves)
             backward(outcome.total)
+        together = {name: {key: value.grad for key, value in leaf.features.items()} for name, leaf in leaves.items()}
         offsets = {name: _zeros() for name in chunks}
         for number, (name, k) in enumerate(order):
             reseed(number)
             with parametrize.cached():
                 rows = self._encode_one(name, self._moved(chunks[name][k]))
-                surrogate = self._surrogate(rows, leaves[name], offsets[name], first=k == 0)
+                surrogate = self._surrogate(rows, together[name], offsets[name], first=k == 0)
+                if gradients is not None:
+                    for term_name, grads in apart.items():
+                        gradients.add(term_name, self._surrogate(rows, grads[name], offsets[name], first=k == 0))
                 for term in inside:
                     if name in term.sources:
                         value = self._object_sums(term, {name: rows}, outcome.logged)["loss"] * (
                             world_size() / totals[term.name].clamp(min=1)
                         )
                         surrogate = surrogate + self.weights[term.name] * value
+                        if gradients is not None:
+                            gradients.add(term.name, self.weights[term.name] * value)
                         self._add_term(outcome, term, value.detach())
                 # A source that nobody reads, as in a control, has no graph.
                 if surrogate.requires_grad:
                     backward(surrogate)
+            for axis, size in rows.batch.sizes.items():
+                offsets[name][axis] += size
         return self._detached(outcome)
 
     def _show(self, rows: Mapping[str, _Rows]) -> None:
@@ -216,20 +242,29 @@ class Objective(nn.Module):
         outcome.terms[term.name] = outcome.terms.get(term.name, torch.zeros((), device=self.device)) + value
         outcome.total = outcome.total + self.weights[term.name] * value
 
-    def _surrogate(self, rows: _Rows, leaf: _Rows, offsets: dict[Axis, int], *, first: bool) -> Tensor:
+    def _surrogate(self, rows: _Rows, grads: LeafGrads, offsets: Mapping[Axis, int], *, first: bool) -> Tensor:
         """A scalar whose gradient in the model is the losses' gradient through this chunk's features."""
         sizes = rows.batch.sizes
         total = rows.features.zero()
-        for key, value in leaf.features.items():
-            axis = leaf.features.axes[key]
-            if value.grad is None or (axis == "none" and not first):
+        for key, whole in grads.items():
+            axis = rows.features.axes[key]
+            if whole is None or (axis == "none" and not first):
                 continue
-            grad = value.grad if axis == "none" else value.grad[offsets[axis] : offsets[axis] + sizes[axis]]
+            grad = whole if axis == "none" else whole[offsets[axis] : offsets[axis] + sizes[axis]]
             if rows.features[key].requires_grad:
                 total = total + (_as_float32(rows.features[key]) * grad).sum()
-        for axis, size in sizes.items():
-            offsets[axis] += size
         return total
+
+    def _apart(self, outcome: Outcome, leaves: Mapping[str, _Rows]) -> dict[str, dict[str, LeafGrads]]:
+        """By term and source, the weighted term's gradient in each feature."""
+        places = [(n, k, v) for n, rows in leaves.items() for k, v in rows.features.items() if v.requires_grad]
+        apart: dict[str, dict[str, LeafGrads]] = {}
+        for term, value in outcome.terms.items():
+            found = apart[term] = {name: {} for name in leaves}
+            grads = gradients_of(self.weights[term] * value, [value for _, _, value in places])
+            for (name, key, _), grad in zip(places, grads, strict=True):
+                found[name][key] = grad
+        return apart
 
     def encode(self, batches: Batches) -> dict[str, _Rows]:
         """Features of each source; sources that share image size and keys go through the model together."""

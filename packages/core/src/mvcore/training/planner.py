@@ -170,6 +170,9 @@ def _check_kinds(blueprint: Blueprint) -> None:
         if adapter.spec.kind != "adapter":
             raise ConfigError(adapter.place.line(["id"], f"{adapter.id} is a backbone; name it under encoder"))
     replacing = [part for part in blueprint.trainers if part.spec.replaces_step]
+    if replacing and blueprint.config.run.gradients is not None:
+        text = "it replaces the training step, so that run.gradients has nothing to measure; leave one of them out"
+        raise ConfigError(replacing[0].place.line([], text))
     if len(replacing) > 1:
         text = f"it replaces the training step, as {replacing[0].place.name} does; keep one"
         raise ConfigError(replacing[1].place.line([], text))
