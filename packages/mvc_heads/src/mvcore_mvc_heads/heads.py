@@ -174,7 +174,7 @@ def _widths(first: int, last: int, variant: Variant, between: int = 2) -> list[i
 def _load_released(module: nn.Module, parts: Mapping[str, str], state: Mapping[str, Tensor], owner: str) -> None:
     """Copies `<anything>.<theirs>model.linear<i>.<kind>` to `<ours>.linears.<i>.<kind>`, all or nothing."""
     found: dict[str, Tensor] = {}
-    for name in module.state_dict():
+    for name, own in module.state_dict().items():
         part, _, number, kind = name.rsplit(".", 3)
         wanted = f"{parts[part]}model.linear{number}.{kind}"
         keys = [key for key in state if key == wanted or key.endswith(f".{wanted}")]
@@ -182,13 +182,13 @@ def _load_released(module: nn.Module, parts: Mapping[str, str], state: Mapping[s
             what = "no key ends in" if not keys else f"{len(keys)} keys end in"
             raise WeightsError(f"weights do not fit {owner}: {what} {wanted!r}")
         found[name] = state[keys[0]]
-    used = sum(1 for key in state if ".linear" in f".{key}" and "model.linear" in key)
-    if used > len(found):
-        raise WeightsError(f"weights do not fit {owner}: they hold {used} weights of layers where it has {len(found)}")
-    try:
-        module.load_state_dict(found)
-    except RuntimeError as error:
-        raise WeightsError(f"weights do not fit {owner}: " + " ".join(str(error).split())) from error
+        if found[name].shape != own.shape:
+            shape, expected = tuple(found[name].shape), tuple(own.shape)
+            raise WeightsError(f"weights do not fit {owner}: {keys[0]!r} is {shape}, not {expected}")
+    layers = sum("model.linear" in key for key in state)
+    if layers > len(found):
+        raise WeightsError(f"weights do not fit {owner}: they hold {layers} of layers where it has {len(found)}")
+    module.load_state_dict(found)
 
 
 def _check_positive(**widths: int) -> None:
