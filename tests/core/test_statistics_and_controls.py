@@ -69,6 +69,7 @@ def test_a_control_trains_with_a_source_that_nobody_reads(lab: Any, tmp_path: Pa
     values = two_sources(lab, control=True, run={"max_steps": 2, "micro_batch": micro_batch})
     session = lab.session(values)
     control = session.control()
+    assert control is not None
     assert control.plan.keys["objects"] == frozenset()
     folder = tmp_path / "run"
     run(session, folder, to_yaml(Layers(), session.config), Console(quiet=True))
@@ -77,3 +78,25 @@ def test_a_control_trains_with_a_source_that_nobody_reads(lab: Any, tmp_path: Pa
     assert own.losses["ovt.vc"].weight == 0
     assert not own.control
     assert load(folder / "control").encode_text(["a cup"]).shape == (1, 16)
+
+
+def test_a_control_without_any_loss_is_the_model_at_step_0(lab: Any, tmp_path: Path) -> None:
+    adapters = {"ovt.viformer": {"alpha": 0.5, "init": "released", "layers": 1, "heads": 2, "feedforward": 16}}
+    values = lab.values(control=True, run={"max_steps": 2})
+    values |= {
+        "adapters": adapters,
+        "losses": {"ovt.vc": {}},
+        "validate": {"data": {"all": values["data"]["objects"]}, "on": {"core.consistency": {}}},
+    }
+    session = lab.session(values)
+    assert session.control() is None
+    folder = tmp_path / "run"
+    rows = run(session, folder, to_yaml(Layers(), session.config), Console(quiet=True))
+    assert not (folder / "control").exists()
+    found = {
+        row: {figure.name: figure.value for result in results.values() for figure in result.figures}
+        for row, results in rows.items()
+    }
+    # A VIFormer drawn at random turns every vector before it has learnt anything.
+    assert found["control"] != found["untouched"]
+    assert found["control"] != found["tuned"]

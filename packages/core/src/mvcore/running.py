@@ -62,9 +62,10 @@ class Session:
         config = self.config.model_copy(update={"run": self.config.run.model_copy(update={"seed": seed})})
         return self._planned(config)
 
-    def control(self) -> Session:
-        """The control of the run, on the same opened data."""
-        return self._planned(control_config(self.config))
+    def control(self) -> Session | None:
+        """The control of the run, on the same opened data; None where it has no loss to train with."""
+        config = control_config(self.config)
+        return None if config is None else self._planned(config)
 
     def _planned(self, config: RunConfig) -> Session:
         blueprint = choose(config, self.registry, self.written)
@@ -97,8 +98,6 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
         _warn_about_pairs(source)
     ledger = {LEDGER: blueprint.ledger.make()} if measured and blueprint.ledger is not None else {}
     session = Session(config, blueprint, planned, sources, specified, measured, evaluators, ledger, registry, written)
-    if config.control:
-        session.control()  # refuses a control with nothing to train
     return session
 
 
@@ -133,18 +132,18 @@ def _ask_plugins(planned: Plan, registry: Registry) -> None:
         raise ConfigError("; ".join(errors))
 
 
-def control_config(config: RunConfig) -> RunConfig:
+def control_config(config: RunConfig) -> RunConfig | None:
     """The same run with the methods' own loss terms at weight 0: same steps, same data, same adapters.
 
-    Raises:
-        ConfigError: nothing would be left to train.
+    None where the methods' own losses are all that there are: then the control is the model as training begins, with
+    whatever its new parts, as a convolution drawn at random, do to it before they have learnt anything.
     """
     losses = {
         name: part if part.id.startswith("core.") else part.model_copy(update={"weight": 0.0})
         for name, part in config.losses.items()
     }
     if all(part.weight == 0 for part in losses.values()):
-        raise ConfigError("control: without the methods' own losses nothing is left to train; run with --no-control")
+        return None
     return config.model_copy(update={"losses": losses, "control": False})
 
 
@@ -168,8 +167,7 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
         rows["untouched"] = _measure(session, untouched, output, console, "untouched", tag)
         del untouched
     if config.control:
-        other = session.control()
-        control = _trained(other, folder / "control", to_yaml(Layers(), other.config), console, f"{title}control")
+        control = _control(session, folder, console, f"{title}control")
         if measuring:
             rows["control"] = _measure(session, control, folder / "evaluation" / "control", console, "control")
         del control
@@ -179,6 +177,16 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
         if tuned.backbone.library in LIBRARIES:
             rows[EXPORTED] = _exported(session, tuned, folder, console)
     return rows
+
+
+def _control(session: Session, folder: Path, console: Console, title: str) -> Model:
+    other = session.control()
+    if other is not None:
+        return _trained(other, folder / "control", to_yaml(Layers(), other.config), console, title)
+    console.print(f"{title}: no loss but the methods' own, so it is the model at step 0")
+    pipeline = make_pipeline(session.blueprint.encoder, session.plan.adapters, session.config.run.seed)
+    connect(pipeline, session)
+    return Model(pipeline)
 
 
 def _trained(session: Session, folder: Path, yaml_text: str, console: Console, title: str) -> Model:
