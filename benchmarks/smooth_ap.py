@@ -97,17 +97,21 @@ def measure(loss: Loss, options: argparse.Namespace) -> dict[str, float]:
 def agreement(options: argparse.Namespace) -> dict[str, float]:
     """Largest differences in float64; the direct formula a few thousand positives at a time, for want of memory."""
     f1, f2, x1, x2 = scene(options.points, options.positives, options.width, options.device)
-    ours = [f1.clone().requires_grad_(), f2.clone().requires_grad_()]
-    loss = smooth_ap(*ours, x1, x2)
+    ours = f1.clone().requires_grad_(), f2.clone().requires_grad_()
+    loss = smooth_ap(ours[0], ours[1], x1, x2)
     loss.backward()
-    theirs = [f1.requires_grad_(), f2.requires_grad_()]
+    theirs = f1.requires_grad_(), f2.requires_grad_()
     count, value = int((torch.cdist(x1, x2) < 5e-3).sum()), 0.0
     for begin in range(0, count, 2000):
         part = direct(f1, f2, x1, x2, slice(begin, begin + 2000))
         part.backward()
         value += part.item()
-    gradients = [float((a.grad - b.grad).abs().max()) for a, b in zip(ours, theirs, strict=True) if b.grad is not None]  # pyright: ignore
-    return {"positives": count, "loss": value, "value": abs(value - loss.item()), "gradient": max(gradients)}
+    apart = [0.0]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        apart.append(float((one.grad - other.grad).abs().max() / other.grad.abs().max()))
+    return {"positives": count, "loss": value, "value": abs(value - loss.item()), "gradient_relative": max(apart)}
 
 
 def side(name: str, options: argparse.Namespace) -> dict[str, float]:

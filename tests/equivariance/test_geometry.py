@@ -227,6 +227,16 @@ def test_no_depth_is_no_point(hole: float) -> None:
     assert all(bool(part.isfinite().all()) for part in sight)
 
 
+def test_geometry_is_exact_within_autocast() -> None:
+    seen = shapes.see(BALL, shapes.camera_at(40, 25), 64)
+    points = centres(seen).float()
+    expected = lift_depth(*tensors(seen, torch.float32), points)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lift_depth(*tensors(seen, torch.float32), points), expected)
+        back, _ = project(expected, *tensors(seen, torch.float32)[1:])
+    assert (back - points).abs().max() < 1e-3
+
+
 def test_what_is_behind_a_camera_has_no_place_in_its_image() -> None:
     k, t = torch.tensor(shapes.pinhole(8)).float(), torch.eye(4)
     points, depth = project(torch.tensor([[0.0, 0, 2], [0, 0, -2], [0, 0, 0]]), k, t)
@@ -251,7 +261,7 @@ def test_what_is_no_camera_is_refused_or_sees_nothing(spoil: Any) -> None:
     depth, k, t = tensors(seen)
     good = Camera(k[None].clone(), t[None].clone())
     spoil(k, t)
-    with pytest.raises(ValueError, match="camera 0 is none: .* got intrinsics"):
+    with pytest.raises(ValueError, match=r"camera 0 is none: .* got intrinsics"):
         lift_depth(depth, k, t, torch.zeros(1, 2).double())
     with pytest.raises(ValueError, match="camera 0 is none"):
         project(torch.zeros(1, 3).double(), k, t)

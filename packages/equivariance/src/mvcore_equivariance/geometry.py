@@ -163,7 +163,7 @@ def lift(depth: Tensor, camera: Camera, points: Tensor) -> Surface:
     valid = valid & sound[:, None]
     normal = _normals(depth, camera, points.floor())
     turn = camera.world_to_camera[:, :3, :3]
-    world_normal = torch.nn.functional.normalize(normal @ turn, dim=-1)
+    world_normal = torch.nn.functional.normalize(_turned(normal, turn.mT), dim=-1)
     shown = valid[..., None]
     return Surface(
         torch.where(shown, _to_world(local, camera), 0),
@@ -206,7 +206,7 @@ def look_for(surface: Surface, depth: Tensor, camera: Camera) -> Sight:
     tangent = ((1 - cosine.square()).clamp(min=0).sqrt() / cosine.clamp(min=1e-6)).clamp(max=_STEEPEST)
     close = (there - local[..., 2]).abs() <= 2 * footprint * (1 + tangent)
     turn = camera.world_to_camera[:, :3, :3]
-    towards = (surface.normal @ turn.mT * ray).sum(-1) <= 0
+    towards = (_turned(surface.normal, turn) * ray).sum(-1) <= 0
     seen = surface.valid & sound[:, None] & before & shown & close & towards
     return Sight(torch.where(before[..., None], points, 0), torch.where(before, footprint, 0), seen)
 
@@ -252,23 +252,28 @@ def _focal(camera: Camera) -> Tensor:
     return torch.diagonal(camera.intrinsics, dim1=1, dim2=2)[:, :2].amin(1, keepdim=True)
 
 
+def _turned(x: Tensor, matrix: Tensor) -> Tensor:
+    """(B, P, 3) vectors times (B, 3, 3), without the matrix products that autocast and TF32 round."""
+    return (x[..., None, :] * matrix[:, None]).sum(-1)
+
+
 def _rays(camera: Camera, points: Tensor) -> Tensor:
     """(B, P, 3) inv(K) (x, y, 1)."""
     homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1).to(camera.intrinsics.dtype)
-    return homogeneous @ torch.linalg.inv_ex(camera.intrinsics).inverse.mT
+    return _turned(homogeneous, torch.linalg.inv_ex(camera.intrinsics).inverse)
 
 
 def _to_world(local: Tensor, camera: Camera) -> Tensor:
     turn, shift = camera.world_to_camera[:, :3, :3], camera.world_to_camera[:, None, :3, 3]
-    return (local - shift) @ torch.linalg.inv_ex(turn).inverse.mT
+    return _turned(local - shift, torch.linalg.inv_ex(turn).inverse)
 
 
 def _to_camera(world: Tensor, camera: Camera) -> Tensor:
-    return world @ camera.world_to_camera[:, :3, :3].mT + camera.world_to_camera[:, None, :3, 3]
+    return _turned(world, camera.world_to_camera[:, :3, :3]) + camera.world_to_camera[:, None, :3, 3]
 
 
 def _project(local: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
-    image = local @ camera.intrinsics.mT
+    image = _turned(local, camera.intrinsics)
     before = image[..., 2] > torch.finfo(image.dtype).eps
     return image[..., :2] / torch.where(before, image[..., 2], 1)[..., None], before
 

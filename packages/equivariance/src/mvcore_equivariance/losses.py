@@ -36,8 +36,8 @@ class SmoothAPLoss(nn.Module):
         """The sum over pairs of their losses, beside what was found.
 
         Returns:
-            `loss` and `count`, the number of pairs with a positive: others add nothing; `positives`, of a pair on
-            average; `pairs_without_positive`. All are () tensors.
+            `loss` and `count`, the number of pairs with a positive: others add nothing; `positives` of all pairs, and
+            `pairs_without_positive`. All are () tensors.
 
         Raises:
             DataError: an object with other than two views.
@@ -57,7 +57,7 @@ class SmoothAPLoss(nn.Module):
         return {
             "loss": loss,
             "count": with_positive.sum(),
-            "positives": positives.sum() / max(1, len(positives)),
+            "positives": positives.sum(),
             "pairs_without_positive": (~with_positive).sum(),
         }
 
