@@ -51,6 +51,11 @@ def batch_of(height: int, width: int | None = None, n: int = 2, seed: int = 0) -
     return ViewBatch.make([1] * n, images=images)
 
 
+def side_of(backbone: Timm) -> int:
+    assert backbone.image_size is not None
+    return backbone.image_size
+
+
 def features(backbone: Timm, batch: Batch, *keys: str) -> dict[str, Tensor]:
     with torch.no_grad():
         return backbone.encode(batch, frozenset(keys))
@@ -68,7 +73,7 @@ def test_the_vector_is_the_models_own(short: str) -> None:
     backbone = backbone_of(short)
     plain: Any = timm.create_model(NAMES[short], num_classes=0).eval()
     plain.load_state_dict(backbone.model.state_dict(), strict=True)
-    batch = batch_of(backbone.image_size)
+    batch = batch_of(side_of(backbone))
     data = resolve_model_data_config(plain)
     mean, std = (torch.tensor(data[key]).view(3, 1, 1) for key in ("mean", "std"))
     assert batch.images is not None
@@ -89,7 +94,7 @@ def test_the_vector_is_the_models_own(short: str) -> None:
 @pytest.mark.parametrize(("layer", "norm"), [(0, None), (-1, None), (1, True), (None, False)])
 def test_a_layer_is_that_blocks_output(short: str, layer: int | None, norm: bool | None) -> None:
     backbone = backbone_of(short, dense={"layer": layer, "norm": norm})
-    batch = batch_of(backbone.image_size)
+    batch = batch_of(side_of(backbone))
     assert batch.images is not None
     index = backbone.n_blocks - 1 if layer is None else layer % backbone.n_blocks
     with torch.no_grad():
@@ -140,7 +145,7 @@ def transparent(backbone: Timm) -> Timm:
 def test_cells_are_the_patches_whatever_stands_before_them(short: str, prefix: int) -> None:
     backbone = transparent(backbone_of(short))
     assert backbone.timm.num_prefix_tokens == prefix
-    size, patch = backbone.image_size, backbone.patch
+    size, patch = side_of(backbone), backbone.patch
     batch = batch_of(size)
     assert batch.images is not None
     found = dense(backbone, batch)
@@ -173,9 +178,9 @@ def test_a_finer_stride_keeps_the_patches_tokens(short: str) -> None:
     backbone = backbone_of(short)
     stride = {7: 1, 8: 4}[backbone.patch]
     step = backbone.patch // stride
-    pixels = torch.randn(2, 3, *[2 * backbone.image_size] * 2, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randn(2, 3, *[2 * side_of(backbone)] * 2, generator=torch.Generator().manual_seed(1))
     stages: Any = backbone._branches.stages
-    prefix, cells = backbone.timm.num_prefix_tokens, 2 * backbone.image_size // backbone.patch
+    prefix, cells = backbone.timm.num_prefix_tokens, 2 * side_of(backbone) // backbone.patch
     with torch.no_grad():
         own = stages.embed(pixels)
         own_rope = getattr(stages, "_rope", None)
@@ -196,7 +201,7 @@ def test_a_finer_stride_keeps_the_patches_tokens(short: str) -> None:
 @pytest.mark.parametrize("short", PLAIN)
 def test_a_map_at_another_stride_leaves_the_model_as_it_was(short: str) -> None:
     backbone = backbone_of(short)
-    batch = batch_of(backbone.image_size)
+    batch = batch_of(side_of(backbone))
     digest, names = weights_digest(backbone.model), list(backbone.model.state_dict())
     convolution = backbone.timm.patch_embed.proj
     before, stride, grid = dense(backbone, batch), convolution.stride, backbone.dense_grid(28, 28)
@@ -258,7 +263,7 @@ def test_images_of_any_size(short: str, height: int, width: int) -> None:
     both = features(backbone, batch, "view", "dense")
     grid = backbone.dense_grid(width, height)
     assert both["dense"].shape == (2, backbone.dims["dense"], grid.rows, grid.columns)
-    assert max(grid.rows, grid.columns) == backbone.image_size // backbone.patch
+    assert max(grid.rows, grid.columns) == side_of(backbone) // backbone.patch
     alone = features(backbone, ViewBatch.make([1], images=batch.images[1:]), "dense")["dense"]  # pyright: ignore
     torch.testing.assert_close(alone, both["dense"][1:], rtol=1e-3, atol=1e-4)
 
@@ -349,7 +354,7 @@ def test_a_network_whose_steps_overlap_has_a_map_of_unknown_places() -> None:
 def test_low_rank_tuning_of_queries_and_values(short: str) -> None:
     backbone = backbone_of(short)
     sites = [site for site in backbone.attention_sites() if int(site.name.split(".")[0]) >= backbone.n_blocks - 1]
-    batch = batch_of(backbone.image_size)
+    batch = batch_of(side_of(backbone))
     plain = dense(backbone, batch)
     weights = copy.deepcopy(backbone.model.state_dict())
     updates = [

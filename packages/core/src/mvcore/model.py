@@ -274,6 +274,8 @@ class Model:
             ConfigError: no image, maps of several sizes, or pixels that the model does not see.
         """
         pixels = [as_pixels(image) for image in split_images(images)]
+        if not pixels:
+            raise ConfigError("no image given")
         if per_pixel:
             sizes = {tuple(image.shape[1:]) for image in pixels}
             if len(sizes) != 1:
@@ -300,6 +302,8 @@ class Model:
             ConfigError: no image, points of another shape, not finite, or where the model does not see the image.
         """
         pixels = [as_pixels(image) for image in split_images(images)]
+        if not pixels:
+            raise ConfigError("no image given")
         return self._at_points(pixels, as_points(points, len(pixels)))
 
     def dense_grid(self, width: int, height: int) -> DenseGrid:
@@ -334,8 +338,6 @@ class Model:
 
     def _maps(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """The maps (C, h, w) of images (3, H, W); those of one size go through together."""
-        if not pixels:
-            raise ConfigError("no image given")
         groups: dict[tuple[int, int], list[int]] = {}
         for row, image in enumerate(pixels):
             groups.setdefault((image.shape[2], image.shape[1]), []).append(row)

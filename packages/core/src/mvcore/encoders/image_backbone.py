@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class ImageBackbone(Backbone):
         self._active = [part for part in parts if isinstance(part, nn.Module)]
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> ImageBackbone:
+    def train(self, mode: bool = True) -> Self:
         """Training mode for what trains only: a frozen part draws no dropout and updates no running statistics."""
         super().train(mode)
         if mode:
