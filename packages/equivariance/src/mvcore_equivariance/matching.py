@@ -127,34 +127,34 @@ def _search(first: Descriptors, second: Descriptors, chunk: int) -> tuple[Neares
     """The nearest in `second` of each of `first`, and the other way round."""
     if not len(first) or not len(second) or chunk < 1:
         raise ValueError(f"needs queries and candidates, not {len(first)} and {len(second)}, and a chunk above 0")
-    forward, backward = list[Nearest](), list[Nearest]()
+    device = first.rows(0, 1).device
+    # Written in place: results that outlive a tile, between tiles that do not, would tear holes into the heap.
+    forward, backward = (_nothing(len(side), device) for side in (first, second))
     for start in range(0, len(first), chunk):
-        rows = first.rows(start, min(start + chunk, len(first)))
-        best: Nearest | None = None
-        for number, begin in enumerate(range(0, len(second), _CANDIDATES)):
-            columns = second.rows(begin, min(begin + _CANDIDATES, len(second)))
-            scores = rows @ columns.T
-            best = _better(best, Nearest(scores.argmax(1) + begin, scores.amax(1)))
-            mine = Nearest(scores.argmax(0) + start, scores.amax(0))
-            if start == 0:
-                backward.append(mine)
-            else:
-                backward[number] = _better(backward[number], mine)
-        assert best is not None
-        forward.append(best)
-    return _joined(forward), _joined(backward)
+        stop = min(start + chunk, len(first))
+        rows = first.rows(start, stop)
+        for begin in range(0, len(second), _CANDIDATES):
+            end = min(begin + _CANDIDATES, len(second))
+            scores = rows @ second.rows(begin, end).T
+            _improve(forward, slice(start, stop), scores, 1, begin)
+            _improve(backward, slice(begin, end), scores, 0, start)
+    return forward, backward
 
 
-def _better(seen: Nearest | None, new: Nearest) -> Nearest:
-    """The larger scores; of equal ones those seen before, which have the lower indices."""
-    if seen is None:
-        return new
-    larger = new.score > seen.score
-    return Nearest(torch.where(larger, new.index, seen.index), torch.where(larger, new.score, seen.score))
+def _nothing(count: int, device: torch.device) -> Nearest:
+    """No candidate yet."""
+    return Nearest(
+        torch.zeros(count, dtype=torch.int64, device=device),
+        torch.full((count,), -torch.inf, dtype=torch.float64, device=device),
+    )
 
 
-def _joined(parts: list[Nearest]) -> Nearest:
-    return Nearest(torch.cat([part.index for part in parts]), torch.cat([part.score for part in parts]))
+def _improve(seen: Nearest, rows: slice, scores: Tensor, axis: int, first: int) -> None:
+    """Puts larger scores in; of equal ones those seen before stay, which have the lower indices."""
+    score, index = scores.amax(axis), scores.argmax(axis) + first
+    larger = score > seen.score[rows]
+    seen.index[rows] = torch.where(larger, index, seen.index[rows])
+    seen.score[rows] = torch.where(larger, score, seen.score[rows])
 
 
 def _scale(values: Tensor, axis: int, normalised: bool) -> float | None:

@@ -55,6 +55,30 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             needs={"dense", "cameras", "depth"},
             citation=_PAPER,
         ),
+        EvaluatorSpec(
+            name="pose",
+            summary="Pose of an object from 2D-3D matches of features and PnP, on OnePose-LowTexture",
+            factory="mvcore_equivariance.evaluation.pose:Pose",
+            config="mvcore_equivariance.evaluation.options:PoseOptions",
+            needs={"dense"},
+            citation=_PAPER,
+        ),
+        EvaluatorSpec(
+            name="tracking",
+            summary="Points followed through videos by their features alone, on TAP-Vid-DAVIS",
+            factory="mvcore_equivariance.evaluation.tracking:Tracking",
+            config="mvcore_equivariance.evaluation.options:TrackingOptions",
+            needs={"dense"},
+            citation=_PAPER,
+        ),
+        EvaluatorSpec(
+            name="transfer",
+            summary="Keypoints carried to another object of the class by their features, on PF-PASCAL",
+            factory="mvcore_equivariance.evaluation.transfer:Transfer",
+            config="mvcore_equivariance.evaluation.options:TransferOptions",
+            needs={"dense"},
+            citation=_PAPER,
+        ),
     ]
 
 

@@ -53,3 +53,106 @@ class CorrespondenceOptions(Options):
     sources: tuple[str, ...] | None = None
     picture: bool = True
     views_at_once: Positive = 16
+
+
+class _FileOptions(Options):
+    """Options of what reads files of its own.
+
+    Args:
+        patches: patches along the longer side of what the model sees; null = the model's own, and the only choice for
+            a model of a fixed size.
+        picture: draw what was found on a few images.
+    """
+
+    picture: bool = True
+    patches: Positive | None = None
+
+
+class TransferOptions(_FileOptions):
+    """`equivariance.transfer`: keypoints carried from one object to another of its class, on PF-PASCAL.
+
+    Args:
+        data: the folder `PF-dataset-PASCAL` with `test_pairs_pf_different_views.csv` and
+            `test_pairs_pf_same_views.csv`; images are named from the folder above it.
+        lists: which of the two are measured.
+        size: side in pixels of the square that images are scaled and padded to.
+        alphas: thresholds, as shares of that side.
+        product: of the unit source feature and the target's, at unit length (`cosine`) or as it is (`dot`, what the
+            released code does).
+        search: in the `image`, or in the padded `canvas` too, as the released code does.
+    """
+
+    data: str
+    lists: Annotated[tuple[Literal["different", "same"], ...], Field(min_length=1)] = ("different", "same")
+    size: Annotated[int, Field(ge=16, le=4096)] = 840
+    alphas: Shares = (0.05, 0.1, 0.15)
+    product: Literal["cosine", "dot"] = "cosine"
+    search: Literal["image", "canvas"] = "image"
+    patches: Positive | None = 60
+
+
+class PoseOptions(_FileOptions):
+    """`equivariance.pose`: pose of an object from 2D-3D matches and PnP, on OnePose-LowTexture.
+
+    Args:
+        data: the folder of objects `<id>-<name>-<type>`, each with the sequences `<name>-1` (reference) and `<name>-2`.
+        sfm: the folder with `<id>-<name>-<type>/anno/anno_3d_average.npz` of each object.
+        objects: names of the objects' folders; None = all.
+        cell: pixels of the image to a patch of the model, by resizing it; null = the model's own resolution.
+        every: each so many frames of the second sequence are measured.
+        grid: pixels between the points of a frame that are matched.
+        templates: reference features are drawn down to so many.
+        seed: of that draw.
+        reprojection: pixels up to which RANSAC counts a match as an inlier.
+        iterations: of RANSAC, at most.
+        confidence: at which RANSAC stops.
+        inliers: a pose with no more inliers counts as none found.
+        limits: a pose counts as right below so many degrees and so many centimetres.
+    """
+
+    data: str
+    sfm: str
+    objects: tuple[str, ...] | None = None
+    cell: Positive | None = 8
+    every: Positive = 10
+    grid: Positive = 4
+    templates: Positive = 120_000
+    seed: Seed = 0
+    reprojection: Annotated[float, Field(gt=0)] = 8.0
+    iterations: Positive = 10_000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    inliers: Annotated[int, Field(ge=3)] = 5
+    limits: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1, 3, 5)
+
+
+class TrackingOptions(_FileOptions):
+    """`equivariance.tracking`: points followed through videos by their features alone, on TAP-Vid-DAVIS.
+
+    Args:
+        data: `tapvid_davis.pkl`.
+        queries: points asked for at their `first` frame, or at every fifth frame (`strided`).
+        videos: names of videos; None = all.
+        width, height: that frames are scaled to, in pixels.
+        stride: pixels between patches of what the model sees; null = the model's own.
+        features: the map that the `model` gives, or that of its last block before the final norm (`prenorm`), which the
+            released code feeds to a head that was trained after the norm.
+        radius: pixels about the best cell over which a place is averaged.
+        temperature: of the weights of that average.
+        anchor_similarity: cosine from which a frame's point stands as an anchor.
+        similarity: cosine below which a point counts as hidden.
+        frames_at_once: frames encoded together.
+    """
+
+    data: str
+    queries: Literal["strided", "first"] = "strided"
+    videos: tuple[str, ...] | None = None
+    width: Annotated[int, Field(ge=16, le=4096)] = 854
+    height: Annotated[int, Field(ge=16, le=4096)] = 476
+    patches: Positive | None = 61
+    stride: Positive | None = 7
+    features: Literal["model", "prenorm"] = "model"
+    radius: Annotated[float, Field(gt=0)] = 35.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    anchor_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    similarity: Annotated[float, Field(ge=-1, le=1)] = 0.6
+    frames_at_once: Positive = 4

@@ -9,9 +9,8 @@ import torch
 from mvcore.api import Cameras, DataError, Embedder, IndexedDataset, ViewBatch
 from torch import Tensor
 
+from mvcore_equivariance.evaluation.dense import DENSE
 from mvcore_equivariance.geometry import Camera
-
-DENSE = frozenset({"dense"})
 
 
 @dataclass(frozen=True)
