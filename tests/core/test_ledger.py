@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mvcore.errors import ConfigError, DataError
 from mvcore.evaluation import consistency
-from mvcore.evaluation.ledger import MISSING, Ledger
+from mvcore.evaluation.ledger import Ledger
 from mvcore.evaluation.ledger_maps import MOST_ROWS, load_maps
 from mvcore.evaluation.ledger_views import measure_views
 from mvcore.evaluation.moments import WithinObjects, object_blocks
+from mvcore.evaluation.options import LEDGER_MISSING
 from mvcore.evaluation.rank import Spectrum
 from mvcore.evaluation.retrieval import own_text_ranks
 from mvcore.evaluation.runner import evaluate
@@ -426,7 +427,7 @@ def test_without_texts_the_rows_are_missing_and_the_table_says_so(tmp_path: Path
     names = {figure.name.split("/")[1] for figure in result.figures}
     assert not {"text_to_image", "own_text", "zero_shot"} & names
     (table,) = result.tables
-    assert table.title == MISSING
+    assert table.title == LEDGER_MISSING
     assert list(table.rows) == [
         ("shapes", "text_to_image, own_text", "the model encodes no text"),
         ("shapes", "zero_shot", "the model encodes no text"),

@@ -22,6 +22,8 @@ SUPPORTED_API = frozenset({MVCORE_API})
 BUILTIN_COMMANDS: Mapping[str, str] = {
     "train": "Tunes a model with one or more methods.",
     "eval": "Measures runs, exported models and library models.",
+    "compare": "Sets runs side by side, paired over the same objects.",
+    "report": "Writes an HTML report of runs.",
     "export": "Writes a run's model for a plain library.",
     "index": "Builds indexes of objects and searches them.",
     "search": "Searches an index, as 'index search' does.",

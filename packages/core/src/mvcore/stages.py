@@ -11,11 +11,13 @@ from rich.console import Console
 
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, read_yaml, to_yaml
-from mvcore.errors import DataError, Interrupted
+from mvcore.errors import DataError, Interrupted, MvcoreError
 from mvcore.plugins import load_plugins
 from mvcore.report.figures import draw_training_curves
+from mvcore.report.html import NAME, write_report
 from mvcore.run_folder import CONFIG, new_folder, write_text
 from mvcore.running import Rows, Session, open_session, report, run
+from mvcore.training.weights import describe
 
 SEEDS = "seeds.json"
 
@@ -105,7 +107,16 @@ def _run_seeds(session: Session, layers: Layers, folder: Path, seeds: Sequence[i
             raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {folder}") from None
         _draw(own)
     report(results, folder, console, demo=demo)
+    _write_report(folder)
     console.print(f"saved in {folder}", markup=False, highlight=False)
+
+
+def _write_report(folder: Path) -> None:
+    """The HTML report; a finished run does not fail over it."""
+    try:
+        write_report([folder], folder / "report" / NAME)
+    except MvcoreError as error:
+        print(f"warning: no HTML report: {error}", file=sys.stderr)
 
 
 def _draw(folder: Path) -> None:

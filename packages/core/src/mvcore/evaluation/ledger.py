@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvcore.config import LEDGER
 from mvcore.errors import ConfigError, DataError
 from mvcore.evaluation.embedder import Embedder, naming_source
 from mvcore.evaluation.ledger_maps import save_maps
 from mvcore.evaluation.ledger_views import measure_views
 from mvcore.evaluation.moments import object_blocks
-from mvcore.evaluation.options import LedgerOptions, check_names
+from mvcore.evaluation.options import LEDGER_MISSING, LedgerOptions, check_names
 from mvcore.evaluation.results import EvalResult, Figure, Table, fingerprint
 from mvcore.evaluation.retrieval import own_text_ranks
 from mvcore.evaluation.similarity import Similarity, packed_views, pair_similarity
@@ -27,9 +28,7 @@ from mvcore.evaluation.zero_shot import ZeroShot
 from mvcore.model import Model
 from mvcore.parts import IndexedDataset
 
-ID = "core.ledger"
-MISSING = "Missing in the ledger"
-"""Title of the table of what could not be measured and why."""
+ID = LEDGER
 _ROWS = 4096
 """Views held in float64 at once."""
 _ORDERED = "over all ordered pairs; deviation over pairs, ddof 1."
@@ -84,7 +83,7 @@ class Ledger:
             if self.options.maps:
                 save_maps(embedder, name, dataset, output)
         figures += self._zero_shot(embedder, chosen, output, missing)
-        tables = [Table(MISSING, ("source", "rows", "why"), missing)] if missing else []
+        tables = [Table(LEDGER_MISSING, ("source", "rows", "why"), missing)] if missing else []
         return EvalResult(figures, tables)
 
     def _views(self, embedder: Embedder, name: str, dataset: IndexedDataset) -> list[Figure]:

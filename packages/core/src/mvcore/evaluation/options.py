@@ -9,6 +9,9 @@ from pydantic import AfterValidator, Field
 
 from mvcore.config_base import Options
 
+LEDGER_MISSING = "Missing in the ledger"
+"""Title of the ledger's table of what could not be measured and why."""
+
 TextOf = Literal["auto", "captions", "category", "none"]
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mvcore.config import LEDGER
 from mvcore.errors import DataError
 from mvcore.evaluation.ledger_maps import Maps, load_maps
 from mvcore.evaluation.results import EvalResult, Figure
 from mvcore.report.heat_maps import draw_all_pairs, draw_by_relative_angle, draw_view_maps
-from mvcore.report.long_table import LEDGER, LongTable
-from mvcore.report.tables import DEMO, Results, compare
+from mvcore.report.long_table import LongTable, table_of
+from mvcore.report.tables import DEMO, Results
 
-MISSING = "Missing in the ledger"
 _NAMED = "ledger"
 
 
 def ledger_table(
     rows: Mapping[str, Sequence[Results]], *, title: str = "Ledger", demo: bool = False
 ) -> LongTable | None:
-    """The ledger of models side by side; None where it was not measured.
+    """The ledger alone of models side by side; None where it was not measured.
 
     Args:
         rows: by name, one result a seed and evaluator; the first is the baseline.
@@ -28,23 +28,7 @@ def ledger_table(
     """
     found = {row: [{LEDGER: seed[LEDGER]} for seed in seeds if LEDGER in seed] for row, seeds in rows.items()}
     found = {row: seeds for row, seeds in found.items() if seeds}
-    if not found:
-        return None
-    names = dict.fromkeys(f.name for seeds in found.values() for seed in seeds for f in seed[LEDGER].figures)
-    return LongTable(compare(found, title=title, columns=list(names), demo=demo), missing_in(found))
-
-
-def missing_in(rows: Mapping[str, Sequence[Results]]) -> list[str]:
-    """What the ledgers of models lack and why, each once."""
-    lacking = [
-        f"No {what} on {source}: {why}."
-        for seeds in rows.values()
-        for seed in seeds
-        for table in seed.get(LEDGER, EvalResult()).tables
-        if table.title == MISSING
-        for source, what, why in table.rows
-    ]
-    return list(dict.fromkeys(lacking))
+    return table_of(found, title=title, demo=demo) if found else None
 
 
 def draw_ledger(

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mvcore.config import LEDGER
 from mvcore.evaluation.files import write_atomic
-from mvcore.evaluation.results import Figure
-from mvcore.report.tables import NO_VALUE, Column, Comparison
+from mvcore.evaluation.options import LEDGER_MISSING
+from mvcore.evaluation.results import EvalResult, Figure
+from mvcore.report.tables import NO_VALUE, Column, Comparison, Results, compare
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-LEDGER = "core.ledger"
 _QUANTITIES = {
     "same_object": "same object",
     "different_object": "different object",
@@ -92,30 +93,30 @@ class LongTable:
         table.add_column("")
         for row in comparison.values:
             table.add_column(escape(row), justify="right", no_wrap=True)
-        for group, lines in self._groups(binned=binned):
+        for group, lines in self.groups(binned=binned):
             table.add_row(Text(group, style="bold"), *[""] * len(comparison.values))
             for line in lines:
                 cells = [
                     Text(value, style="bold" if clear else "").append(f"\n{below}" if below else "", style="dim")
                     for value, below, clear in (self._short(line, row) for row in comparison.values)
                 ]
-                table.add_row(f" {_written(line)}", *cells)
+                table.add_row(f" {written(line)}", *cells)
         return table
 
     def to_markdown(self) -> str:
         """The table with its definitions below; differences whose interval excludes zero are bold."""
         comparison = self.comparison
         out = [f"**{comparison.title}**", ""]
-        for group, lines in self._groups(binned=True):
+        for group, lines in self.groups(binned=True):
             out += [f"| {_escape(group)} | " + " | ".join(map(_escape, comparison.values)) + " |"]
             out += ["|---|" + "---:|" * len(comparison.values)]
             for line in lines:
                 cells = [self._full(line, row, "**{}**", "<br>Δ ") for row in comparison.values]
-                out.append(f"| {_written(line)} | " + " | ".join(cells) + " |")
+                out.append(f"| {written(line)} | " + " | ".join(cells) + " |")
             out.append("")
         out += [
-            f"- {group}, {_written(line)}: {line.column.definition}"
-            for group, lines in self._groups(binned=False)
+            f"- {group}, {written(line)}: {line.column.definition}"
+            for group, lines in self.groups(binned=False)
             for line in lines
         ]
         out += ["", comparison.note(), *self.notes, ""]
@@ -127,15 +128,16 @@ class LongTable:
         models = list(comparison.values)
         out = ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{l{'r' * len(models)}}}", "\\toprule"]
         out += [" & " + " & ".join(map(_latex, models)) + " \\\\"]
-        for group, lines in self._groups(binned=True):
+        for group, lines in self.groups(binned=True):
             out += ["\\midrule", f"\\multicolumn{{{len(models) + 1}}}{{l}}{{\\textit{{{_latex(group)}}}}} \\\\"]
             for line in lines:
                 cells = [_latex(self._full(line, row, "\0{}\1", ", Δ ")) for row in models]
                 bold = [cell.replace("\0", "\\textbf{").replace("\1", "}") for cell in cells]
-                out.append(f"{_latex(_written(line))} & " + " & ".join(bold) + " \\\\")
+                out.append(f"{_latex(written(line))} & " + " & ".join(bold) + " \\\\")
         return "\n".join([*out, "\\bottomrule", "\\end{tabular}", f"% {comparison.title}. {comparison.note()}", ""])
 
-    def _groups(self, *, binned: bool) -> Iterator[tuple[str, list[Line]]]:
+    def groups(self, *, binned: bool) -> Iterator[tuple[str, list[Line]]]:
+        """The lines by group, with or without the bins of curves."""
         found: dict[str, list[Line]] = {}
         for line in self.lines():
             if binned or not line.binned:
@@ -144,31 +146,68 @@ class LongTable:
 
     def _short(self, line: Line, row: str) -> tuple[str, str, bool]:
         """The value, what stands below it, and whether it differs clearly from the baseline's."""
-        figure, gap = self._found(line, row)
+        figure, gap = self.found(line, row)
         if figure is None or math.isnan(figure.value):
             return NO_VALUE, "", False
         if row == self.comparison.baseline:
-            return _number(figure.value, line), _interval(figure, line), False
-        below = "" if gap is None or not _interval(gap, line) else f"Δ{_interval(gap, line, '+')}"
-        return _number(figure.value, line), below, _clear(gap)
+            return shown_number(figure.value, line), shown_interval(figure, line), False
+        below = "" if gap is None or not shown_interval(gap, line) else f"Δ{shown_interval(gap, line, '+')}"
+        return shown_number(figure.value, line), below, is_clear(gap)
 
     def _full(self, line: Line, row: str, strong: str, before: str) -> str:
         """Value, deviation, interval and difference in one."""
-        figure, gap = self._found(line, row)
+        figure, gap = self.found(line, row)
         if figure is None or math.isnan(figure.value):
             return NO_VALUE
-        text = _number(figure.value, line)
+        text = shown_number(figure.value, line)
         if not math.isnan(figure.std):
-            text += f" ± {_number(figure.std, line)}"
-        text = f"{text} {_interval(figure, line)}".rstrip()
+            text += f" ± {shown_number(figure.std, line)}"
+        text = f"{text} {shown_interval(figure, line)}".rstrip()
         if gap is not None and row != self.comparison.baseline and not math.isnan(gap.value):
-            value = _number(gap.value, line, "+")
-            text += f"{before}{strong.format(value) if _clear(gap) else value} {_interval(gap, line, '+')}".rstrip()
+            value = shown_number(gap.value, line, "+")
+            text += (
+                f"{before}{strong.format(value) if is_clear(gap) else value} {shown_interval(gap, line, '+')}".rstrip()
+            )
         return text
 
-    def _found(self, line: Line, row: str) -> tuple[Figure | None, Figure | None]:
+    def found(self, line: Line, row: str) -> tuple[Figure | None, Figure | None]:
+        """A model's figure and its difference to the baseline's."""
         comparison, name = self.comparison, line.column.name
         return comparison.values[row].get(name), comparison.differences.get(row, {}).get(name)
+
+
+def table_of(
+    rows: Mapping[str, Sequence[Results]], *, title: str, baseline: str | None = None, demo: bool = False
+) -> LongTable:
+    """All headline figures and the whole ledger of models side by side.
+
+    Args:
+        rows: by name, one result a seed and evaluator.
+        title: of the table.
+        baseline: the row that differences are to; the first by default.
+        demo: the title says DEMO.
+
+    Raises:
+        ConfigError: no row.
+        DataError: rows measured on different objects.
+    """
+    figures = [f for seeds in rows.values() for seed in seeds for result in seed.values() for f in result.figures]
+    names = dict.fromkeys(f.name for f in figures if f.headline or f.name.startswith(f"{LEDGER}/"))
+    comparison = compare(rows, title=title, baseline=baseline, columns=list(names), demo=demo)
+    return LongTable(comparison, missing_in(rows))
+
+
+def missing_in(rows: Mapping[str, Sequence[Results]]) -> list[str]:
+    """What the ledgers of models lack and why, each once."""
+    lacking = [
+        f"No {what} on {source}: {why}."
+        for seeds in rows.values()
+        for seed in seeds
+        for table in seed.get(LEDGER, EvalResult()).tables
+        if table.title == LEDGER_MISSING
+        for source, what, why in table.rows
+    ]
+    return list(dict.fromkeys(lacking))
 
 
 def save_long_table(table: LongTable, folder: Path, name: str, *, latex: bool = False) -> list[Path]:
@@ -202,23 +241,27 @@ def _line(column: Column) -> Line:
     return Line(column, f"ledger, {parts[2]}", label, parts[1] in _BINNED, parts[1] in _COUNTED, place)
 
 
-def _written(line: Line) -> str:
+def written(line: Line) -> str:
+    """A line's label with its unit."""
     return f"{line.label} %" if line.percent else line.label
 
 
-def _number(value: float, line: Line, sign: str = "") -> str:
+def shown_number(value: float, line: Line, sign: str = "") -> str:
+    """A value as tables show it; `sign` is `+` where it is a difference."""
     if line.percent:
         return f"{100 * value:{sign}.1f}"
     return f"{value:{sign}.1f}" if line.counted else f"{value:{sign}.3f}"
 
 
-def _interval(figure: Figure, line: Line, sign: str = "") -> str:
+def shown_interval(figure: Figure, line: Line, sign: str = "") -> str:
+    """A figure's interval; nothing where it has none."""
     if math.isnan(figure.low):
         return ""
-    return f"[{_number(figure.low, line, sign)}, {_number(figure.high, line, sign)}]"
+    return f"[{shown_number(figure.low, line, sign)}, {shown_number(figure.high, line, sign)}]"
 
 
-def _clear(gap: Figure | None) -> bool:
+def is_clear(gap: Figure | None) -> bool:
+    """A difference whose interval excludes zero."""
     return gap is not None and (gap.low > 0 or gap.high < 0)
 
 
