@@ -304,23 +304,18 @@ def test_an_empty_source_is_refused() -> None:
         StepLoader([source(NoisyViews([]))], seed=0, steps=1)
 
 
-def test_a_stream_is_refused() -> None:
-    class Stream:
+def test_what_is_neither_indexed_nor_a_stream_is_refused() -> None:
+    class Half:
         provides = frozenset({"images"})
         image_size = 8
 
-        def __iter__(self) -> Any:
-            yield ViewBatch.make([1])
+        def __len__(self) -> int:
+            return 1
 
-        def state_dict(self) -> dict[str, Any]:
-            return {}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-    with pytest.raises(ConfigError, match=r"data\.a: Stream is a stream .*pack the data into a store"):
-        StepLoader([source(Stream())], seed=0, steps=1)
-    with pytest.raises(ConfigError, match="Stream is a stream"):
-        assign_offsets([Stream()])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"data\.a: Half is a stream or lacks .*pack the data into a store"):
+        StepLoader([source(Half())], seed=0, steps=1)
+    with pytest.raises(ConfigError, match="Half is a stream or lacks"):
+        assign_offsets([Half()])  # type: ignore[list-item]
 
 
 @pytest.mark.process

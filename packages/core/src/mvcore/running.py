@@ -34,7 +34,7 @@ from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_rec
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
 from mvcore.training.fit import Specified, fit, prepare, specifications
 from mvcore.training.planner import Blueprint, Plan, choose, plan
-from mvcore.training.sampling import SourceSampler, SourceSpecification
+from mvcore.training.sampling import SourceSpecification, check_indexed, sampler_of
 from mvcore.training.weights import WeightSchedule
 from mvcore.validation import Written, nowhere
 
@@ -86,6 +86,8 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     blueprint = choose(config, registry, written)
     registry.warn_about_broken(blueprint.plugins | named)
     sources, measured = open_sources(blueprint)
+    for name, dataset in measured.items():
+        check_indexed(dataset, f"validate.data.{name}")
     planned = plan(blueprint, sources, registry)
     _warn_about_weights(planned)
     _ask_plugins(planned, registry)
@@ -94,7 +96,7 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
         print("warning: nothing will be measured: name data for it with --validate STORE#SPLIT", file=sys.stderr)
     specified = specifications(planned, sources)
     for source in specified[0].values():
-        SourceSampler(source, config.run.seed)  # refuses what cannot be drawn
+        sampler_of(source, config.run.seed)  # refuses what cannot be drawn
         _warn_about_pairs(source)
     ledger = {LEDGER: blueprint.ledger.make()} if measured and blueprint.ledger is not None else {}
     session = Session(config, blueprint, planned, sources, specified, measured, evaluators, ledger, registry, written)

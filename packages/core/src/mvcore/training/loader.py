@@ -11,9 +11,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from mvcore.errors import MvcoreError
+from mvcore.errors import ConfigError, MvcoreError
 from mvcore.packing import concatenate
-from mvcore.training.sampling import Draw, PreferredViews, SourceSampler, SourceSpecification
+from mvcore.training.sampling import (
+    AnySampler,
+    Draw,
+    PreferredViews,
+    SourceSampler,
+    SourceSpecification,
+    StreamSampler,
+    sampler_of,
+)
 from mvcore.training.slots import Parcel, Received, Slots
 from mvcore.types import ViewBatch
 
@@ -55,7 +63,7 @@ class StepLoader:
         preferred: where a trainer publishes the views that it prefers.
 
     Raises:
-        ConfigError: a source that cannot be drawn as asked, too few objects for the ranks, or a stream.
+        ConfigError: a source that cannot be drawn as asked, too few objects for the ranks, or a stream with workers.
     """
 
     def __init__(
@@ -73,10 +81,14 @@ class StepLoader:
     ) -> None:
         if steps < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ValueError(f"steps {steps}, workers {workers} or rank {rank} of {world_size} is out of range")
-        samplers = [SourceSampler(source, seed) for source in sources]
+        samplers = [sampler_of(source, seed) for source in sources]
         for sampler in samplers:
             sampler.check_ranks(world_size)
-        self._preferring = [sampler for sampler in samplers if sampler.source.outlier_share]
+        self._preferring = [s for s in samplers if isinstance(s, SourceSampler) and s.source.outlier_share]
+        self._streams = [sampler for sampler in samplers if isinstance(sampler, StreamSampler)]
+        if self._streams and workers:
+            name = self._streams[0].source.name
+            raise ConfigError(f"data.{name}: a stream is read in the training process; set run.workers to 0")
         self._preferred = preferred or PreferredViews()
         self._steps = steps
         self._order = _GlobalSteps(steps)
@@ -117,15 +129,18 @@ class StepLoader:
         self.position = step
 
     def state_dict(self) -> dict[str, Any]:
-        """The position that the trainer set last, and the preferred views where a source draws from them."""
+        """The position that the trainer set last, the preferred views where a source draws from them, and streams."""
         preferred = {"preferred": self._preferred.state_dict()} if self._preferring else {}
-        return {"position": self.position, **preferred}
+        streams = {s.source.name: s.state_before(self.position) for s in self._streams}
+        return {"position": self.position, **preferred, **({"streams": streams} if streams else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Starts at a saved position."""
         self.set_start(state["position"])
         if "preferred" in state:
             self._preferred.load_state_dict(state["preferred"])
+        for sampler in self._streams:
+            sampler.restore(state["streams"][sampler.source.name])
 
     def _bring_preferred(self) -> None:
         """Hands the preferred views to the samplers; before the first step of a pass, those published last."""
@@ -165,7 +180,7 @@ class _Failure:
 class _StepBatches(Dataset[Any]):
     """All sources' batches by global step; one item is one call in one worker."""
 
-    def __init__(self, samplers: Sequence[SourceSampler], rank: int, world_size: int, *, pinned: bool) -> None:
+    def __init__(self, samplers: Sequence[AnySampler], rank: int, world_size: int, *, pinned: bool) -> None:
         self._samplers = samplers
         self._rank = rank
         self._world_size = world_size
@@ -184,7 +199,9 @@ class _StepBatches(Dataset[Any]):
             self._slots = Slots(_FETCHED_AHEAD, worker.id, always_send=self._pinned)
         return self._slots.hold(batches)
 
-    def _load(self, sampler: SourceSampler, step: int) -> ViewBatch:
+    def _load(self, sampler: AnySampler, step: int) -> ViewBatch:
+        if isinstance(sampler, StreamSampler):
+            return globalised(sampler.batch(step), sampler.source)
         draw = sampler.draw(step).shard(self._rank, self._world_size)
         return load_draw(sampler, step, draw)
 

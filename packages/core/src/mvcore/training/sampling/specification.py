@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 from mvcore.errors import ConfigError, DataError
-from mvcore.parts import IndexedDataset
+from mvcore.parts import IndexedDataset, StreamDataset
 from mvcore.training.sampling.pairs import PairFilter, PairTable
 
 Sampling: TypeAlias = Literal["objects", "views", "pairs"]
@@ -74,6 +74,11 @@ class SourceSpecification:
         return PairTable(self.dataset, self.pairs_like, f"data.{self.name}")
 
 
+def is_stream(dataset: object) -> bool:
+    """Whether a dataset is read in an order of its own."""
+    return not isinstance(dataset, IndexedDataset) and isinstance(dataset, StreamDataset)
+
+
 def check_indexed(dataset: object, where: str) -> None:
     """Refuses what cannot be drawn from by index.
 
@@ -82,8 +87,8 @@ def check_indexed(dataset: object, where: str) -> None:
     """
     if not isinstance(dataset, IndexedDataset):
         raise ConfigError(
-            f"{where}: {type(dataset).__name__} is a stream or lacks a part of an indexed dataset, and only those can "
-            "be trained on yet; pack the data into a store"
+            f"{where}: {type(dataset).__name__} is a stream or lacks a part of an indexed dataset, which is needed "
+            "here; pack the data into a store"
         )
 
 
@@ -95,12 +100,15 @@ def assign_offsets(datasets: Sequence[IndexedDataset]) -> tuple[list[tuple[int, 
 
     Raises:
         DataError: two datasets name the same store but disagree on its size.
-        ConfigError: a dataset is a stream.
+        ConfigError: a dataset is neither indexed nor a stream.
     """
     placed: dict[str, tuple[int, int, int, int]] = {}
     n_objects = n_views = 0
     offsets: list[tuple[int, int]] = []
     for dataset in datasets:
+        if is_stream(dataset):
+            offsets.append((0, 0))  # it gives no ids
+            continue
         check_indexed(dataset, "data")
         size = (dataset.n_store_objects, dataset.n_store_views)
         if dataset.store_key not in placed:
