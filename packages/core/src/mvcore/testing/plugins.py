@@ -144,6 +144,7 @@ def registration(record: PluginRecord) -> list[Finding]:
     if not exam.passed("registers by itself"):
         return exam.findings
     with exam.check("imports nothing heavy"):
+        _skip_files(record)
         require(
             not found["heavy"],
             f"registering imports {', '.join(found['heavy'])}; name parts as 'package.module:Name', and keep such "
@@ -155,11 +156,17 @@ def registration(record: PluginRecord) -> list[Finding]:
             not said, f"it prints {said[0] if said else ''!r} when it is imported or asked; use logging, or nothing"
         )
     with exam.check("registers quickly"):
+        _skip_files(record)
         require(
             found["seconds"] <= SLOW,
             f"importing it and asking its hooks takes {found['seconds']:.1f} s, at every call of mvcore; import later",
         )
     return exam.findings
+
+
+def _skip_files(record: PluginRecord) -> None:
+    if record.source.endswith(".py"):
+        raise Skip("a file is imported only by a run that names it, and may hold its parts itself")
 
 
 def _importable(source: str) -> bool:
