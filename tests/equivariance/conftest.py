@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mvcore
 import numpy as np
 import pytest
 import timm.models.vision_transformer
 import torch
 from mvcore.encoders.open_clip import OpenClip
+from mvcore.model import Link, Model, Pipeline
 from mvcore_data import ViewStoreWriter
 
 PATCH = 8
@@ -72,3 +75,30 @@ def walls(tmp_path_factory: pytest.TempPathFactory) -> Path:
             depth = [np.full((size, size), distance, np.float32)] * 4
             writer.add_object(f"wall{i}", views, cameras=cameras, depth=depth, masks=[plane > 0 for plane in depth])
     return path
+
+
+def _state(model: Model) -> tuple[Any, ...]:
+    """Digest of the weights; modes, gradients asked for and classes of parts; settings of the map; random numbers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.pipeline.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    parts = [(name, part.training, type(part).__name__) for name, part in model.pipeline.named_modules()]
+    asked = [(name, value.requires_grad) for name, value in model.pipeline.named_parameters()]
+    backbone: Any = model.backbone
+    map_settings = (backbone.dense_grid(64, 48), backbone.stride, backbone.preprocessing())
+    return digest.hexdigest(), parts, asked, map_settings, torch.random.get_rng_state().tolist()
+
+
+@pytest.fixture
+def tuned() -> Iterator[Model]:
+    """A timm transformer with the method's adapter in training mode, which must be as it was when the test is over."""
+    encoder = {"id": "core.timm", "args": {"model": "test_vit3", "image_size": 48, "train": "last:1"}}
+    backbone = mvcore.api.build(encoder, "encoder")
+    adapter = mvcore.api.build({"id": "equivariance.dense", "args": {"last_blocks": 1}}, "encoder")
+    adapter.attach(backbone)
+    link = Link("equivariance.dense", adapter, frozenset({"dense"}), frozenset({"dense"}))
+    model = Model(Pipeline(backbone, [link]))
+    model.pipeline.train()
+    before = _state(model)
+    yield model
+    assert _state(model) == before

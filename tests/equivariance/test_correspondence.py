@@ -259,3 +259,9 @@ def test_the_command_measures_a_store(store: Path, tmp_path: Path, capsys: pytes
     arguments[3] = f"s={bare}"
     assert run([*arguments[:-1], str(tmp_path / "other")]) == 2
     assert "no view of the source has depth" in capsys.readouterr().err
+
+
+def test_evaluation_leaves_a_tuned_model_as_it_was(store: Path, tmp_path: Path, tuned: Model) -> None:
+    part = mvcore.api.build({"id": ID, "args": {"pairs_per_object": 4, "picture": False}}, "evaluator")
+    found = evaluate(tuned, {ID: part}, {"s": Views(path=str(store), depth=True)}, tmp_path)[ID]
+    assert 0 < found[f"{ID}/ape/s"].value < 1

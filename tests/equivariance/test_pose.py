@@ -241,3 +241,10 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     np.savez(sfm / "0700-ball-others" / "anno" / "anno_3d_average.npz", other=np.zeros(3))
     with pytest.raises(DataError, match=r"anno_3d_average\.npz: holds no 'keypoints3d' \(it has: other\)"):
         measured((data, sfm), tmp_path / "out")
+
+
+def test_evaluation_leaves_a_tuned_model_as_it_was(files: tuple[Path, Path], tmp_path: Path, tuned: Model) -> None:
+    args = {"data": str(files[0]), "sfm": str(files[1]), "grid": 8, "templates": 500}
+    part = mvcore.api.build({"id": ID, "args": args}, "evaluator")
+    found = evaluate(tuned, {ID: part}, {}, tmp_path)[ID]
+    assert found[f"{ID}/failed"].n == 2

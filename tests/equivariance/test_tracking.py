@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mvcore.api import Backbone, ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
+from mvcore.cli.main import run
 from mvcore.evaluation.runner import evaluate
 from mvcore.model import Model, Pipeline
 from mvcore_equivariance.evaluation.dense import DenseMaps
@@ -267,3 +269,32 @@ def test_missing_files_and_unknown_videos_are_named(tmp_path: Path) -> None:
     unseen = moving((2, 0), hidden_from=0)
     with pytest.raises(DataError, match=r"no video of .* has a visible point"):
         measured(write(tmp_path / "unseen.pkl", {"v": unseen}), tmp_path / "out")
+
+
+def test_evaluation_leaves_a_tuned_model_as_it_was(tmp_path: Path, tuned: Model) -> None:
+    data = write(tmp_path / "tapvid_davis.pkl", {"moving": moving((2, 0))})
+    sizes = {"width": 64, "height": 48, "patches": 4, "stride": 8, "features": "prenorm", "picture": False}
+    part = mvcore.api.build({"id": ID, "args": {"data": str(data), **sizes}}, "evaluator")
+    found = evaluate(tuned, {ID: part}, {}, tmp_path / "out")[ID]
+    assert np.isfinite(found[f"{ID}/average_jaccard/strided"].value)
+
+
+def test_the_model_is_given_back_after_an_error(tmp_path: Path) -> None:
+    class Broken(Patches):
+        def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
+            return {"dense": super().encode(batch, keys)["dense"] * torch.nan}
+
+    model = Broken()
+    data = write(tmp_path / "tapvid_davis.pkl", {"moving": moving((2, 0))})
+    with pytest.raises(DataError, match="video 'moving': the model gives dense features that are not finite"):
+        measured(data, tmp_path / "out", model)
+    assert model.stride == 8
+
+
+def test_the_command_needs_no_other_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "tapvid_davis.pkl", {"moving": moving((2, 0))})
+    options = {ID: {"data": str(data), "width": 64, "height": 64, "patches": 4, "stride": None, "picture": False}}
+    (tmp_path / "options.yaml").write_text(json.dumps(options))
+    arguments = ["eval", "test_vit3", "--options", str(tmp_path / "options.yaml"), "-o", str(tmp_path / "out")]
+    assert run(arguments) == 0
+    assert "AJ strided" in capsys.readouterr().out

@@ -202,3 +202,11 @@ def test_classes_are_those_of_pascal() -> None:
     assert len(CLASSES) == 20
     assert CLASSES[0] == "aeroplane"
     assert CLASSES[-1] == "tvmonitor"
+
+
+def test_evaluation_leaves_a_tuned_model_as_it_was(tmp_path: Path, tuned: Model) -> None:
+    points = np.array([[20.0, 20.0], [40.0, 30.0]])
+    data = write(tmp_path, [row("a.png", "a.png", 1, points, points)], {"a.png": picture(64, 48)})
+    part = mvcore.api.build({"id": ID, "args": {"data": str(data), "size": 64, "patches": 4}}, "evaluator")
+    found = evaluate(tuned, {ID: part}, {}, tmp_path / "out")[ID]
+    assert found[f"{ID}/pck_0.1/same"].n == 2

@@ -211,11 +211,18 @@ class TrainerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorSpec(Spec):
-    """A measurement: called with `(model, sources, output)`, returns an `EvalResult`."""
+    """A measurement: called with `(model, sources, output)`, returns an `EvalResult`.
+
+    Args:
+        needs: features that it asks of the model, and batch fields that it reads of the sources: `mvcore eval` opens
+            stores with `depth` only where an evaluator needs it.
+        own_files: it reads files that its options name, and no source; `mvcore eval` then asks for none.
+    """
 
     part: ClassVar[str] = "evaluator"
 
     needs: Keys = frozenset()
+    own_files: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             factory="mvcore_equivariance.evaluation.pose:Pose",
             config="mvcore_equivariance.evaluation.options:PoseOptions",
             needs={"dense"},
+            own_files=True,
             citation=_PAPER,
         ),
         EvaluatorSpec(
@@ -69,6 +70,7 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             factory="mvcore_equivariance.evaluation.tracking:Tracking",
             config="mvcore_equivariance.evaluation.options:TrackingOptions",
             needs={"dense"},
+            own_files=True,
             citation=_PAPER,
         ),
         EvaluatorSpec(
@@ -77,6 +79,7 @@ def mvcore_register_evaluators() -> list[EvaluatorSpec]:
             factory="mvcore_equivariance.evaluation.transfer:Transfer",
             config="mvcore_equivariance.evaluation.options:TransferOptions",
             needs={"dense"},
+            own_files=True,
             citation=_PAPER,
         ),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -41,13 +41,15 @@ def evaluate(
     from mvcore.report.tables import compare, save_comparison
 
     console = Console()
-    evaluators, needs = _evaluators([part for text in on or () for part in text.split(",") if part], options)
+    asked = _evaluators([part for text in on or () for part in text.split(",") if part], options)
     loaded = [load(name, strength, device=chosen_device(device)) for name in models]
     sizes = {model.backbone.image_size for model in loaded}
     if len(sizes) > 1:
         raise ConfigError(f"the models take images of different sizes ({sorted(map(str, sizes))}); measure them apart")
-    depth = {"depth": True} if "depth" in needs else {}
-    sources = _sources(data, models, split, {"image_size": next(iter(sizes)), **depth, **_stored_only(loaded)})
+    sources: dict[str, Any] = {}
+    if data or asked.data:
+        depth = {"depth": True} if "depth" in asked.needs else {}
+        sources = _sources(data, models, split, {"image_size": next(iter(sizes)), **depth, **_stored_only(loaded)})
     for model in loaded:
         if model.backbone.library == "embeddings":
             model.backbone.connect(sources)
@@ -57,7 +59,7 @@ def evaluate(
         label = label if label not in rows else f"{label} ({number + 1})"
         stored = None if embeddings is None else _stored(console, label, model, sources, embeddings)
         with console.status(f"measuring {name}"):
-            rows[label] = measure(model, evaluators, sources, output / label.replace(":", "-"), stored=stored)
+            rows[label] = measure(model, asked.parts, sources, output / label.replace(":", "-"), stored=stored)
     comparison = compare(rows, title="Evaluation")
     save_comparison(comparison, output)
     console.print(comparison.to_rich())
@@ -98,8 +100,16 @@ def chosen_device(name: str) -> Any:
     return device
 
 
-def _evaluators(ids: list[str], file: Path | None) -> tuple[dict[str, Any], frozenset[str]]:
-    """Those asked for, else those that a file of options names, else the default ones; and all that they need."""
+class _Asked(NamedTuple):
+    """Evaluators by id, all that they need, and whether one of them reads the data."""
+
+    parts: dict[str, Any]
+    needs: frozenset[str]
+    data: bool
+
+
+def _evaluators(ids: list[str], file: Path | None) -> _Asked:
+    """Those asked for, else those that a file of options names, else the default ones."""
     from mvcore import build
     from mvcore.config_layers import read_yaml
     from mvcore.plugins import load_plugins
@@ -112,14 +122,15 @@ def _evaluators(ids: list[str], file: Path | None) -> tuple[dict[str, Any], froz
         if args is not None and not isinstance(args, dict):
             raise ConfigError(f"{file}: the options of {name} must be keys and values, not {args!r}")
     found: dict[str, Any] = {}
-    needs = frozenset[str]()
+    needs, reads = frozenset[str](), False
     for name in wanted:
         registered = load_plugins().spec("evaluator", name)
         where = name if file is None else f"{file}: {name}"
         chosen = build.options(registered, given.get(name) or {}, where)
         needs |= build.needs_of(registered, chosen)
+        reads |= not getattr(registered.spec, "own_files", False)
         found[name] = build.make(registered, chosen)
-    return found, needs
+    return _Asked(found, needs, reads)
 
 
 def _stored_only(models: list[Any]) -> dict[str, Any]:
