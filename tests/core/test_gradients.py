@@ -173,9 +173,9 @@ def test_a_run_says_which_terms_conflict(lab: Lab, tmp_path: Path) -> None:
     assert pairs["one", "other"]["conflict"] == 1
     assert pairs["core.itc", "one"]["cosine"] == pytest.approx(-pairs["core.itc", "other"]["cosine"], abs=1e-5)
     lines = console.export_text().splitlines()
-    rows = [line for line in lines if " / " in line]
-    assert rows[0].split("│")[1].strip() == "one / other"
-    assert [cell.strip() for cell in rows[0].split("│")[-4:-1]] == ["-1.000", "-1.000", "100%"]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert [row[0] for row in rows[:3]] == ["core.itc", "one", "other"]
+    assert rows[3] == ["one", "other", "-1.000", "-1.000", "100%", "5"]
     metrics = read_metrics(tmp_path / "run/metrics.csv")
     assert list(metrics["train/cosine/one/other"][0]) == [2, 4, 6, 8, 10]
     assert list(metrics["train/one.grad_norm"][0]) == [2, 4, 6, 8, 10]

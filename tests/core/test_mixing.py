@@ -218,6 +218,13 @@ def test_a_second_loss_reads_the_source_that_a_first_one_brought(shapes: None, i
     assert config.data["shapes.objects"].readers == ("shapes.pairs", "more.pairs")
 
 
+def test_a_loss_that_can_read_the_runs_own_source_leaves_one_that_another_brought_alone(
+    shapes: None, file: Path
+) -> None:
+    config = configured(file=file, losses=["shapes.pairs", "core.siglip"])
+    assert config.data["shapes.objects"].readers == ("shapes.pairs",)
+
+
 def test_a_loss_that_is_no_reader_of_a_source_cannot_be_sent_to_it(file: Path) -> None:
     layers = Layers()
     layers.merge(*parse_yaml(BASE.replace("batch_size: 5", "readers: [ovt.vc]"), "run.yaml"))

@@ -5,7 +5,7 @@ Nothing is taken that the run has already, and nothing that would replace a feat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mvcore import build
@@ -34,6 +34,7 @@ class PullIn:
         loss: the loss, which is in the run already.
         name: the loss's name there.
         style: name of the recipe that the run itself follows; a recipe of that name is preferred, as `demo`.
+        taken: sources that losses before it have brought, which are read for want of another only.
 
     Attributes:
         notes: what was taken, from where, and why.
@@ -41,7 +42,16 @@ class PullIn:
         readers: the loss and the trainers that it brought.
     """
 
-    def __init__(self, layers: Layers, loss: Registered, name: str, registry: Registry, style: str = "") -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        loss: Registered,
+        name: str,
+        registry: Registry,
+        style: str = "",
+        taken: Collection[str] = (),
+    ) -> None:
+        self.taken = taken
         self.layers = layers
         self.loss = loss
         self.readers = [name]
@@ -154,13 +164,16 @@ class PullIn:
         """Sees to a source that draws as the loss needs and loads what it needs."""
         sources = {name: e for name, e in section_of(self.layers.values, "data").items() if isinstance(e, dict)}
         drawing = {name: entry for name, entry in sources.items() if self._draws(entry)}
-        wanted = {name: self._off(entry, needs) for name, entry in drawing.items()}
-        if drawing:
-            name = min(drawing, key=lambda name: len(wanted[name]))
-            self._switch_on(name, wanted[name])
-            for fitting in [name for name in drawing if not self._off(drawing[name], needs)]:
-                self._let_read(fitting, drawing[fitting])
-        elif sources:
+        own = {name: entry for name, entry in drawing.items() if name not in self.taken}
+        fitting = [name for name, entry in own.items() if not self._off(entry, needs)]
+        if not fitting:
+            fitting = [name for name, entry in drawing.items() if not self._off(entry, needs)][:1]
+        if drawing and not fitting:
+            fitting = [next(iter(own or drawing))]
+            self._switch_on(fitting[0], self._off(drawing[fitting[0]], needs))
+        for name in fitting:
+            self._let_read(name, drawing[name])
+        if sources and not drawing:
             self._add_source(sources, needs)
 
     def _draws(self, entry: Mapping[str, Any]) -> bool:

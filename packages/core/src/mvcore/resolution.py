@@ -231,7 +231,7 @@ def _set_losses(layers: Layers, request: Request, registry: Registry, notes: lis
             added = name not in losses
             layers.merge({"losses": {name: {"weight": weight}}}, "--loss")
             if added:
-                pulled = PullIn(layers, registry.spec("loss", name), name, registry, style)
+                pulled = PullIn(layers, registry.spec("loss", name), name, registry, style, follows)
                 pulled.run()
                 notes += pulled.notes
                 follows |= pulled.follows

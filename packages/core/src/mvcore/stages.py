@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequen
     with new_folder(config.run.output, plugins or "run") as folder:
         for note in notes:
             console.print(note, style="dim", markup=False, highlight=False)
+        for term in session.plan.losses:
+            text = f"loss {term.part.name}: weight {describe(term.weight)} on {', '.join(term.sources)}"
+            console.print(text, style="dim", markup=False, highlight=False)
         console.print(f"run folder: {folder}", markup=False, highlight=False)
         write_text(folder / CONFIG, to_yaml(layers, config))
         write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")

@@ -233,7 +233,7 @@ def fit(
             raise Interrupted(f"stopped at once; go on with: mvcore train --resume {output}") from None
         if conflicts.norms:
             conflicts.save(output)
-            console.print(conflicts.table(title))
+            console.print(conflicts.tables(title))
     if stop.stopped and trainer.global_step < config.run.max_steps:
         raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {output}")
     return output / CHECKPOINTS / f"step-{trainer.global_step:08d}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from mvcore.errors import DataError
 from mvcore.evaluation.files import write_atomic
 
 REPORT = "gradients.json"
+
+_OF_A_PAIR = ("mean cosine", "lowest", "conflict", "measured")
 
 Grads = Sequence[Tensor | None]
 
@@ -174,15 +177,19 @@ class ConflictReport(Callback):
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
-    def table(self, title: str) -> Table:
-        """The summary to be printed; pairs that conflict most come first."""
+    def tables(self, title: str) -> Group:
+        """The summary to be printed: the terms, and the pairs of them, those that conflict most first."""
         found = self.summary()
-        table = Table(title=f"gradients: {title}", title_justify="left")
-        for column in ("terms", "measured", "mean norm", "share", "mean cosine", "lowest", "conflict"):
-            table.add_column(column, justify="left" if column == "terms" else "right")
+        terms, pairs = Table(title=f"gradients: {title}", title_justify="left"), Table()
+        for table, names in (
+            (terms, ("term", "mean norm", "share", "measured")),
+            (pairs, ("term", "and term", *_OF_A_PAIR)),
+        ):
+            for name in names:
+                table.add_column(name, justify="left" if "term" in name else "right", overflow="fold")
         for name, term in found["terms"].items():
-            table.add_row(name, str(term["n"]), f"{term['norm']:.3g}", f"{term['share']:.0%}", "", "", "")
+            terms.add_row(name, f"{term['norm']:.3g}", f"{term['share']:.0%}", str(term["n"]))
         for pair in sorted(found["pairs"], key=lambda pair: (-pair["conflict"], pair["cosine"])):
-            figures = (f"{pair['cosine']:+.3f}", f"{pair['lowest']:+.3f}", f"{pair['conflict']:.0%}")
-            table.add_row(" / ".join(pair["terms"]), str(pair["n"]), "", "", *figures)
-        return table
+            cosines = (f"{pair['cosine']:+.3f}", f"{pair['lowest']:+.3f}")
+            pairs.add_row(*pair["terms"], *cosines, f"{pair['conflict']:.0%}", str(pair["n"]))
+        return Group(terms, pairs) if found["pairs"] else Group(terms)
