@@ -150,17 +150,29 @@ def test_b4_any_size_and_each_image_by_itself(make_vit: Make, size: tuple[int, i
 
 
 @pytest.mark.parametrize(
-    ("dynamic", "size", "text"),
+    ("size", "text"),
     [
-        (True, (3, 32, 36), "images of 32x36 are not whole patches of 8x8"),
-        (True, (3, 7, 32), "images of 7x32 are smaller than a patch of 8x8"),
-        (False, (3, 40, 40), "images of 40x40 do not fit a model for 32x32; make it with dynamic_img_size=True"),
-        (True, (4, 32, 32), r"images must be \(B, 3, H, W\) floating, got \(1, 4, 32, 32\)"),
+        ((3, 32, 36), "images of 32x36 are not whole patches of 8x8"),
+        ((3, 7, 32), "images of 7x32 are smaller than a patch of 8x8"),
+        ((4, 32, 32), r"images must be \(B, 3, H, W\) floating, got \(1, 4, 32, 32\)"),
     ],
 )
+@pytest.mark.parametrize("dynamic", [True, False])
 def test_b4_images_that_do_not_fit_are_named(make_vit: Make, dynamic: bool, size: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         encoder_of(make_vit(dynamic_img_size=dynamic))(torch.zeros(1, *size))
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 4, "no_embed_class": True}])
+def test_b4_a_model_for_one_size_takes_others_as_well(make_vit: Make, options: dict[str, Any]) -> None:
+    fixed = moved(encoder_of(make_vit(dynamic_img_size=False, **options)))
+    before = [(name, value.shape) for name, value in fixed.named_parameters()]
+    free = moved(encoder_of(make_vit(**options)))
+    for size in ((32, 32), (48, 24), (8, 40)):
+        torch.testing.assert_close(map_of(fixed, images(*size)), map_of(free, images(*size)), atol=1e-6, rtol=1e-6)
+    assert [(name, value.shape) for name, value in fixed.named_parameters()] == before
+    odd = encoder_of(make_vit(dynamic_img_size=False, img_size=36, **options))
+    assert map_of(odd, images(36, 36)).shape == (2, 32, 4, 4)  # timm cuts its own size to whole patches
 
 
 class Patchify(nn.Module):
@@ -246,6 +258,14 @@ def test_every_kind_of_transformer(model: str, options: dict[str, Any], prefix: 
     assert len(encoder.updates.factors()) == 4 * 2 * 2
     encoder.merge()
     torch.testing.assert_close(map_of(encoder, pixels), tuned, atol=1e-5, rtol=1e-5)
+    fixed: Any = timm.create_model(model, **options).eval()
+    fixed.load_state_dict(vit.state_dict())
+    for_one_size = DenseEncoder(fixed, head="none")
+    if model.startswith("eva02"):
+        with pytest.raises(ValueError, match=r"images of 32x48 do not fit a Eva made for \(32, 32\)"):
+            for_one_size(pixels)
+    else:
+        torch.testing.assert_close(map_of(for_one_size, pixels), tuned, atol=1e-5, rtol=1e-5)
 
 
 def test_what_is_no_vision_transformer_is_refused(make_vit: Make) -> None:

@@ -33,7 +33,8 @@ def released(width: int, *, blocks: int = 4, rank: int = 4, seed: int = 0) -> di
     factors: dict[str, Any] = {}
     for i in range(2 * blocks):
         factors |= {f"w_a_{i:03d}": random(rank, width), f"w_b_{i:03d}": random(width, rank)}
-    convolution = {"weight": random(width, width, 3, 3), "bias": random(width)}
+    torch.manual_seed(seed)
+    convolution = nn.Conv2d(width, width, kernel_size=3, padding=1).state_dict()
     return {
         "epoch": 99,
         "global_step": 10_000,
@@ -193,6 +194,23 @@ def test_import_keeps_what_was_trained_over_its_base(call: Callable[..., str], b
     normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     expected = by_authors(vit, checkpoint, normalised)
     torch.testing.assert_close(mvcore.load(tmp_path / "out").dense(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+class Callback:
+    """Stands for a class of the authors' environment."""
+
+
+def test_import_passes_over_what_is_no_tensor_on_request(
+    call: Callable[..., str], base_file: Path, tmp_path: Path
+) -> None:
+    checkpoint = {**released(384), "callbacks": {"best": Callback()}}
+    said = call("dinov2_small.ckpt", checkpoint, "--pretrained", str(base_file), *SMALL, code=2)
+    assert "names more than tensors" in said
+    said = call("dinov2_small.ckpt", checkpoint, "--pretrained", str(base_file), *SMALL, "--tensors-only")
+    assert "18 tensors" in said
+    weights = load_weights(checkpoint_of(tmp_path / "out", "last") / WEIGHTS)
+    head = checkpoint["state_dict"]["refine_conv"]
+    assert torch.equal(weights["adapters/equivariance.dense/head.weight"], head["weight"])
 
 
 def test_import_refuses_another_backbone_in_one_line(call: Callable[..., str], base_file: Path, tmp_path: Path) -> None:

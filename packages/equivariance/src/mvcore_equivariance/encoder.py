@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from mvcore.api import MvcoreError, WeightsError, attention_sites
+from mvcore.api import MvcoreError, WeightsError, attention_sites, stages_of
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -23,8 +24,9 @@ class DenseEncoder(nn.Module):
     the library's: `merge` leaves it with its own keys.
 
     Args:
-        vit: a timm ViT (`VisionTransformer`, `Eva`). Made with `dynamic_img_size=True` it takes images of any whole
-            number of patches, else of its own size only.
+        vit: a timm ViT (`VisionTransformer`, `Eva`). It takes images of any whole number of patches, to which its
+            position embeddings are resampled as timm does; others than a plain `VisionTransformer` must be made with
+            `dynamic_img_size=True` for that.
         rank: of each update.
         last_blocks: how many blocks from the end are tuned.
         head: `conv`, the authors' 3 x 3 convolution; `residual`, which starts as the identity; or `none`.
@@ -64,9 +66,18 @@ class DenseEncoder(nn.Module):
         """
         self._check(images)
         with parametrize.cached():
-            tokens = self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :]
+            tokens = self._tokens(images)[:, self.vit.num_prefix_tokens :]
         grid = self.vit.patch_embed.dynamic_feat_size(images.shape[2:])
         return apply_head(self.head, tokens.transpose(1, 2).unflatten(2, grid), self.strength)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        embed = self.vit.patch_embed
+        if not embed.strict_img_size or tuple(images.shape[2:]) == tuple(embed.img_size):
+            return self.vit.forward_features(images)
+        # A model made for one size: its parts one by one, with patches that just do not overlap.
+        stages: Any = stages_of(self.vit, type(self.vit).__name__)
+        stages.stride = embed.patch_size[0]
+        return self.vit.norm(stages.run(stages.embed(images), 0, len(stages.blocks)))
 
     def set_strength(self, strength: float) -> None:
         """How much of what was learnt is applied: 0 gives the untouched model's map bit for bit, 1 the trained one."""
@@ -132,13 +143,13 @@ class DenseEncoder(nn.Module):
             raise ValueError(f"images must be (B, 3, H, W) floating, got {tuple(images.shape)} {images.dtype}")
         height, width = images.shape[2:]
         rows, columns = embed.patch_size
-        own = tuple(embed.img_size)
         if min(height // rows, width // columns) < 1:
             raise ValueError(f"images of {height}x{width} are smaller than a patch of {rows}x{columns}")
-        if embed.strict_img_size and (height, width) != own:
+        own = embed.strict_img_size and (height, width) == tuple(embed.img_size)
+        if embed.strict_img_size and not own and type(self.vit) is not VisionTransformer:
             raise ValueError(
-                f"images of {height}x{width} do not fit a model for {own[0]}x{own[1]}; make it with "
-                "dynamic_img_size=True, or resize them"
+                f"images of {height}x{width} do not fit a {type(self.vit).__name__} made for {embed.img_size}; make it "
+                "with dynamic_img_size=True"
             )
-        if not (embed.strict_img_size or embed.dynamic_img_pad) and (height % rows or width % columns):
+        if not (own or embed.dynamic_img_pad) and (height % rows or width % columns):
             raise ValueError(f"images of {height}x{width} are not whole patches of {rows}x{columns}; resize them")
