@@ -103,4 +103,10 @@ def mvcore_register_recipes() -> list[RecipeSpec]:
             importer_base="mvcore_equivariance.released:released_base",
             citation=_PAPER,
         ),
+        RecipeSpec(
+            name="demo",
+            summary="A small run on the embedded demo set",
+            path="mvcore_equivariance:recipes/demo.yaml",
+            citation=_PAPER,
+        ),
     ]
