@@ -15,7 +15,7 @@ import torch
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.cli.main import run
 from mvcore.run_folder import checkpoint_of
-from mvcore_equivariance import DenseEncoder
+from mvcore_equivariance import DenseEncoder, released_positions
 from mvcore_equivariance.released import BACKBONES, released_base
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -145,6 +145,38 @@ def test_every_released_file_has_its_model() -> None:
         assert config is not None
         assert ("reg4" in model) == ("_reg_" in stem)
     assert released_base("last.ckpt") == {}
+
+
+def bicubic(values: np.ndarray, place: float) -> np.ndarray:
+    """Values (M, ...) at a place between their centres, by the cubic kernel of a = -0.75; borders repeat."""
+    first = int(np.floor(place))
+    total = np.zeros_like(values[0])
+    for k in range(first - 1, first + 3):
+        x = abs(place - k)
+        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+        total = total + (near if x <= 1 else far) * values[min(max(k, 0), len(values) - 1)]
+    return total
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (11, 8), (4, 6), (37, 5)])
+def test_positions_are_those_of_dinov2s_own_code(grid: tuple[int, int]) -> None:
+    positions = torch.randn(1, 1 + 25, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = released_positions(positions, grid)
+    square = positions[0, 1:].reshape(5, 5, 3).numpy()
+    expected = np.zeros((*grid, 3))
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            row, column = ((k + 0.5) * 5 / (cells + 0.1) - 0.5 for k, cells in zip((i, j), grid, strict=True))
+            expected[i, j] = bicubic(bicubic(square, row), column)
+    torch.testing.assert_close(found[0, 1:], torch.from_numpy(expected.reshape(-1, 3)), atol=1e-9, rtol=0)
+    assert torch.equal(found[:, :1], positions[:, :1])
+    assert released_positions(positions, (5, 5)) is positions
+
+
+def test_positions_of_something_else_are_refused() -> None:
+    for shape, grid in (((1, 25, 3), (4, 4)), ((26, 3), (4, 4)), ((1, 26, 3), (0, 4))):
+        with pytest.raises(ValueError, match=r"positions must be \(1, 1 \+ M \* M, C\), got"):
+            released_positions(torch.zeros(shape), grid)
 
 
 @pytest.fixture(scope="module")
