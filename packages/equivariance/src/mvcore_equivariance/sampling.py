@@ -41,8 +41,9 @@ def sample_features(dense: Tensor, points: Tensor, image_size: tuple[int, int]) 
         raise ValueError(f"image_size must be (W, H) above 0, got {image_size}")
     if dense.dtype in (torch.float16, torch.bfloat16):
         dense = dense.float()
-    moved = points.to(dense.dtype)
-    grid = (moved * moved.new_tensor([2 / width, 2 / height]) - 1)[:, None]
+    x, y = points.to(dense.dtype).unbind(dim=2)
+    # By numbers, not by a tensor of them, which would have to be brought to the device.
+    grid = torch.stack([x * (2 / width) - 1, y * (2 / height) - 1], dim=2)[:, None]
     sampled = F.grid_sample(dense, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
 
