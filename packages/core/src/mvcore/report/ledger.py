@@ -75,9 +75,7 @@ def _different(result: EvalResult, source: str) -> Figure | None:
 
 
 def _sources(results: Mapping[str, EvalResult]) -> list[str]:
-    prefix = f"{LEDGER}/participation_ratio/"
-    names = [f.name.removeprefix(prefix) for r in results.values() for f in r.figures if f.name.startswith(prefix)]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(figure.name.split("/")[2] for result in results.values() for figure in result.figures))
 
 
 def _maps(folder: Path, source: str) -> Maps | None:

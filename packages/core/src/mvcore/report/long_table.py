@@ -134,7 +134,9 @@ class LongTable:
                 cells = [_latex(self._full(line, row, "\0{}\1", ", Δ ")) for row in models]
                 bold = [cell.replace("\0", "\\textbf{").replace("\1", "}") for cell in cells]
                 out.append(f"{_latex(written(line))} & " + " & ".join(bold) + " \\\\")
-        return "\n".join([*out, "\\bottomrule", "\\end{tabular}", f"% {comparison.title}. {comparison.note()}", ""])
+        return "\n".join(
+            [*out, "\\bottomrule", "\\end{tabular}", "% " + _latex(f"{comparison.title}. {comparison.note()}"), ""]
+        )
 
     def groups(self, *, binned: bool) -> Iterator[tuple[str, list[Line]]]:
         """The lines by group, with or without the bins of curves."""
