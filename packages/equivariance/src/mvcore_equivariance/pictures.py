@@ -143,9 +143,10 @@ def principal_colours(dense: NDArray[np.floating], cells: NDArray[np.bool_] | No
     values = values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
     chosen = np.ones(values.shape[:3], bool) if cells is None or not cells.any() else cells
     some = values[chosen] - values[chosen].mean(axis=0)
-    _, _, axes = np.linalg.svd(some, full_matrices=False)
-    axes = axes[:3] * np.sign(axes[:3][np.arange(len(axes[:3])), np.abs(axes[:3]).argmax(axis=1)])[:, None]
-    scores = some @ axes.T
+    _, lengths, axes = np.linalg.svd(some, full_matrices=False)
+    axes = axes[lengths > 1e-6 * max(lengths[0], 1e-6)][:3]  # what is left of rounding is no component
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    scores = some @ (axes * np.sign(largest)).T
     low, high = np.percentile(scores, [2, 98], axis=0)
     colours = np.ones((*values.shape[:3], 3))
     colours[chosen] = 0.5
@@ -201,12 +202,15 @@ def draw_tracks(
         axis.set_title(f"frame {frame}", fontsize=8)
         for colour, point in zip(palette, some, strict=True):
             at = tracks[point, frame]
+            axis.plot(*at, marker="o", markersize=5.5, markerfacecolor="none", markeredgecolor="white", mew=1.6)
             if truth is not None and (truth_occluded is None or not truth_occluded[point, frame]):
                 axis.plot(*np.stack([at, truth[point, frame]]).T, color=colour, linewidth=0.8)
             face: Any = "none" if occluded[point, frame] else colour
             axis.plot(*at, marker="o", markersize=4, markerfacecolor=face, markeredgecolor=colour, mew=0.8)
         axis.set_xlim(0, width)
         axis.set_ylim(height, 0)
+    lines = "" if truth is None else "; lines lead to the true place"
+    figure.supxlabel(f"dots: seen; rings: taken for hidden{lines}", fontsize=8)
     figure.suptitle(title, fontsize=10)
     return _save(figure, path)
 

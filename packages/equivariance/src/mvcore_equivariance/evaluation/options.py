@@ -55,20 +55,7 @@ class CorrespondenceOptions(Options):
     views_at_once: Positive = 16
 
 
-class _FileOptions(Options):
-    """Options of what reads files of its own.
-
-    Args:
-        patches: patches along the longer side of what the model sees; null = the model's own, and the only choice for
-            a model of a fixed size.
-        picture: draw what was found on a few images.
-    """
-
-    picture: bool = True
-    patches: Positive | None = None
-
-
-class TransferOptions(_FileOptions):
+class TransferOptions(Options):
     """`equivariance.transfer`: keypoints carried from one object to another of its class, on PF-PASCAL.
 
     Args:
@@ -80,6 +67,9 @@ class TransferOptions(_FileOptions):
         product: of the unit source feature and the target's, at unit length (`cosine`) or as it is (`dot`, what the
             released code does).
         search: in the `image`, or in the padded `canvas` too, as the released code does.
+        patches: patches along that side in what the model sees; null = the model's own, and the only choice for a model
+            of one image size.
+        picture: draw the first pairs of each list.
     """
 
     data: str
@@ -89,16 +79,18 @@ class TransferOptions(_FileOptions):
     product: Literal["cosine", "dot"] = "cosine"
     search: Literal["image", "canvas"] = "image"
     patches: Positive | None = 60
+    picture: bool = True
 
 
-class PoseOptions(_FileOptions):
+class PoseOptions(Options):
     """`equivariance.pose`: pose of an object from 2D-3D matches and PnP, on OnePose-LowTexture.
 
     Args:
         data: the folder of objects `<id>-<name>-<type>`, each with the sequences `<name>-1` (reference) and `<name>-2`.
         sfm: the folder with `<id>-<name>-<type>/anno/anno_3d_average.npz` of each object.
         objects: names of the objects' folders; None = all.
-        cell: pixels of the image to a patch of the model, by resizing it; null = the model's own resolution.
+        cell: pixels of the image to a patch of the model, by resizing it; null = the model's own resolution, and the
+            only choice for a model of one image size.
         every: each so many frames of the second sequence are measured.
         grid: pixels between the points of a frame that are matched.
         templates: reference features are drawn down to so many.
@@ -125,7 +117,7 @@ class PoseOptions(_FileOptions):
     limits: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1, 3, 5)
 
 
-class TrackingOptions(_FileOptions):
+class TrackingOptions(Options):
     """`equivariance.tracking`: points followed through videos by their features alone, on TAP-Vid-DAVIS.
 
     Args:
@@ -133,6 +125,8 @@ class TrackingOptions(_FileOptions):
         queries: points asked for at their `first` frame, or at every fifth frame (`strided`).
         videos: names of videos; None = all.
         width, height: that frames are scaled to, in pixels.
+        patches: patches along the longer side of what the model sees; null = the model's own, and the only choice for a
+            model of one image size.
         stride: pixels between patches of what the model sees; null = the model's own.
         features: the map that the `model` gives, or that of its last block before the final norm (`prenorm`), which the
             released code feeds to a head that was trained after the norm.
@@ -141,6 +135,7 @@ class TrackingOptions(_FileOptions):
         anchor_similarity: cosine from which a frame's point stands as an anchor.
         similarity: cosine below which a point counts as hidden.
         frames_at_once: frames encoded together.
+        picture: draw the first video.
     """
 
     data: str
@@ -156,3 +151,4 @@ class TrackingOptions(_FileOptions):
     anchor_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.7
     similarity: Annotated[float, Field(ge=-1, le=1)] = 0.6
     frames_at_once: Positive = 4
+    picture: bool = True

@@ -144,14 +144,10 @@ class Pose:
     def _features(self, model: Embedder, path: Path, places: NDArray[np.float64]) -> Tensor:
         """(P, C) float32 features of an image at points (P, 2)."""
         image = read_image(path)
-        with settings(model, ID, patches=self._patches(image)):
+        cell = self.options.cell
+        with settings(model, ID, patches=None if cell is None else max(1, max(image.shape[:2]) // cell)):
             maps = dense_maps(model, image[None], str(path))
         return sample_dense(maps.values, torch.from_numpy(places)[None].to(maps.values), maps.grid)[0]
-
-    def _patches(self, image: NDArray[np.uint8]) -> int | None:
-        if self.options.patches is not None or self.options.cell is None:
-            return self.options.patches
-        return max(1, max(image.shape[:2]) // self.options.cell)
 
     def _frame(
         self, model: Embedder, sequence: Path, frame: Path, templates: Given, points: NDArray[np.float64]
