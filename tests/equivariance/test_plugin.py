@@ -143,6 +143,27 @@ def _originals(model: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_recipes_train_on_a_store(name: str, walls: Path, tmp_path: Path) -> None:
+    small = ["encoder.model=test_vit", "encoder.pretrained=null", "encoder.image_size=64", "encoder.patches=4"]
+    small += ["data[objects].image_size=64", "run.max_steps=2", "run.workers=0", "run.accelerator=cpu"]
+    arguments = [
+        "train",
+        "--plugin",
+        "equivariance",
+        "--recipe",
+        name,
+        "--data",
+        str(walls),
+        "-o",
+        str(tmp_path / "run"),
+    ]
+    assert run([*arguments, *(word for text in small for word in ("--set", text))]) == 0
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert "train/equivariance.smooth_ap" in rows[0]
+    assert len(load_weights(checkpoint_of(tmp_path / "run") / WEIGHTS)) == 4 * 2 * 2 + 2
+
+
 def test_a_store_without_depth_is_refused_in_one_line(
     config: Callable[..., Path], walls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
