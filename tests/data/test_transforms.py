@@ -48,6 +48,7 @@ CHAINS: dict[str, tuple[dict[str, Any], ...]] = {
     "translate": ({"translate": 0.1},),
     "scale": ({"scale": (0.8, 1.3)},),
     "random resized crop": ({"random_resized_crop": (0.6, 1.0)},),
+    "shift, scale and rotate": ({"shift_scale_rotate": {"shift": 0.1}},),
     "flip": ({"flip": 1.0},),
     "all": (
         {"rotate": 60},
@@ -192,6 +193,33 @@ def test_what_is_drawn_stays_in_its_range_and_fills_it() -> None:
     assert 1.95 < scales.max() <= 2
     centres = move_points(np.full((2000, 1, 2), 50.0), moves)[:, 0] - 50
     assert 18 < np.abs(centres).max() <= 20 + 1e-9
+
+
+def test_shift_scale_rotate_is_one_move_with_a_probability() -> None:
+    """The ranges and the probability of the 3D-equivariance authors."""
+    chain = pipeline(100, {"shift_scale_rotate": {}})
+    moves = chain.place([(100, 100)] * 4000, [(np.random.default_rng(0), 4000)]).moves
+    assert moves is not None
+    moved = (moves != np.eye(3)).any((1, 2))
+    assert moved.mean() == pytest.approx(0.5, abs=0.03)
+    angles = np.degrees(np.arctan2(moves[moved, 1, 0], moves[moved, 0, 0]))
+    scales = np.hypot(moves[moved, 0, 0], moves[moved, 1, 0])
+    shifts = move_points(np.full((4000, 1, 2), 50.0), moves)[moved, 0] - 50
+    for values, highest in ((angles, 45), (scales - 1, 0.25), (shifts[:, 0], 25), (shifts[:, 1], 25)):
+        assert np.abs(values).max() <= highest + 1e-9
+        assert values.max() > 0.98 * highest
+        assert values.min() < -0.98 * highest
+        assert np.abs(values.mean()) < 0.05 * highest
+    # Each is drawn by itself.
+    assert np.abs(np.corrcoef([angles, scales, *shifts.T]) - np.eye(4)).max() < 0.1
+
+
+def test_shift_scale_rotate_fills_with_the_background() -> None:
+    chain = pipeline(32, {"shift_scale_rotate": {"shift": 1.0, "probability": 1.0}}, background=(0, 0, 0))
+    placed = chain.place([(32, 32)] * 20, [(np.random.default_rng(0), 20)])
+    white = np.full((32, 32, 3), 255, np.uint8)
+    moved = chain.finish(chain.cut(placed, lambda _row, _out: white), placed)
+    assert (moved.flatten(1).min(1).values == 0).all()
 
 
 def test_crops_have_the_asked_area_and_stay_inside() -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvcore_data.options import Augment, ColourJitter
+from mvcore_data.options import Augment, ColourJitter, ShiftScaleRotate
 from mvcore_data.transforms import Matrices, Window
 
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -66,7 +66,15 @@ class Augmentation:
         return Drawn(boxes, matrices, colours)
 
 
-_NUMBERS = {"random_resized_crop": 4, "rotate": 1, "translate": 2, "scale": 1, "flip": 1, "colour": 4}
+_NUMBERS = {
+    "random_resized_crop": 4,
+    "rotate": 1,
+    "translate": 2,
+    "scale": 1,
+    "shift_scale_rotate": 5,
+    "flip": 1,
+    "colour": 4,
+}
 """How many uniform numbers each transform takes."""
 
 
@@ -94,6 +102,8 @@ def crop_window(box: NDArray[np.float64], height: int, width: int, side: int) ->
 
 def _move(uniform: Matrices, move: Augment) -> Matrices:
     """(N, 3, 3) in parts of the side; rotations, scalings and flips are about the centre."""
+    if move.shift_scale_rotate is not None:
+        return _shifted_scaled_rotated(uniform, move.shift_scale_rotate)
     matrices = np.broadcast_to(np.eye(3), (uniform.shape[1], 3, 3)).copy()
     if move.translate is not None:
         matrices[:, :2, 2] = _between(uniform.T, -move.translate, move.translate)
@@ -107,6 +117,19 @@ def _move(uniform: Matrices, move: Augment) -> Matrices:
     elif move.flip is not None:
         matrices[:, 0, 0] = np.where(uniform[0] < move.flip, -1, 1)
     matrices[:, :2, 2] = 0.5 - matrices[:, :2, :2] @ np.array([0.5, 0.5])
+    return matrices
+
+
+def _shifted_scaled_rotated(uniform: Matrices, move: ShiftScaleRotate) -> Matrices:
+    """(N, 3, 3) in parts of the side: turned and scaled about the centre, then shifted."""
+    angle = np.radians(_between(uniform[0], -move.rotate, move.rotate))
+    factor = _between(uniform[1], 1 - move.scale, 1 + move.scale)
+    matrices = np.broadcast_to(np.eye(3), (uniform.shape[1], 3, 3)).copy()
+    matrices[:, 0, 0] = matrices[:, 1, 1] = factor * np.cos(angle)
+    matrices[:, 0, 1], matrices[:, 1, 0] = -factor * np.sin(angle), factor * np.sin(angle)
+    matrices[:, :2, 2] = 0.5 - matrices[:, :2, :2] @ np.array([0.5, 0.5])
+    matrices[:, :2, 2] += _between(uniform[2:4].T, -move.shift, move.shift)
+    matrices[uniform[4] >= move.probability] = np.eye(3)
     return matrices
 
 

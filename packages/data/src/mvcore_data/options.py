@@ -26,6 +26,22 @@ class ColourJitter(Options):
     hue: float = Field(default=0.0, ge=0, le=0.5)
 
 
+class ShiftScaleRotate(Options):
+    """One affine move with a probability; the defaults are those of the 3D-equivariance authors' training.
+
+    Args:
+        shift: by up to this part of the image's side either way, in x and in y.
+        scale: by a factor from 1 - x to 1 + x, about the centre.
+        rotate: by up to this many degrees either way, about the centre.
+        probability: of any move at all.
+    """
+
+    shift: Fraction = 0.25
+    scale: float = Field(default=0.25, ge=0, lt=1)
+    rotate: float = Field(default=45.0, ge=0, le=180)
+    probability: Fraction = 0.5
+
+
 class Augment(Options):
     """One random transform of each view; exactly one of the keys.
 
@@ -35,6 +51,8 @@ class Augment(Options):
         rotate: by up to this many degrees either way, about the centre.
         translate: by up to this part of the image's side either way, in x and in y.
         scale: by a factor from (lowest, highest), about the centre.
+        shift_scale_rotate: all three at once, with a probability; `background: [0, 0, 0]` makes what comes in from
+            outside black, as the authors' code does.
         flip: mirrored left to right with this probability; the view then has no valid camera.
         colour: a colour jitter, after all geometric transforms.
     """
@@ -43,6 +61,7 @@ class Augment(Options):
     rotate: float | None = Field(default=None, ge=0, le=180)
     translate: Fraction | None = None
     scale: tuple[float, float] | None = None
+    shift_scale_rotate: ShiftScaleRotate | None = None
     flip: Fraction | None = None
     colour: ColourJitter | None = None
 
@@ -164,9 +183,7 @@ class ViewsOptions(ImageOptions):
                 if getattr(self, name):
                     raise ValueError(f"{name} goes with images; set images to true or leave {name} out")
             if self.cache != "none" and not self.tags:
-                raise ValueError(
-                    "cache keeps images and vectors; set images to true, name embeddings, or cache: none"
-                )
+                raise ValueError("cache keeps images and vectors; set images to true, name embeddings, or cache: none")
         return self
 
 
