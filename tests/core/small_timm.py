@@ -40,7 +40,9 @@ def _register(name: str, base: str, small: dict[str, Any]) -> None:
     def make(pretrained: bool = False, **options: Any) -> nn.Module:
         for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             options.pop(key, None)
-        return entry(pretrained=False, **{**small, **options})
+        network: Any = entry(pretrained=False, **{**small, **options})
+        network._model_args = {**small}  # as timm.create_model notes them, for an export
+        return network
 
     make.__name__ = name
     make.__module__ = __name__

@@ -1,4 +1,4 @@
-"""What works on which open_clip model: each class is built small, tried, and compared with docs/capabilities.md.
+"""What works on which open_clip and timm model: each is built small, tried, and compared with docs/capabilities.md.
 
 Each configuration is the named model's own, with fewer and narrower layers: same classes, same pooling, same options.
 `MVCORE_UPDATE_DOCS=1 pytest tests/core/test_capabilities.py` writes the page anew.
@@ -6,8 +6,10 @@ Each configuration is the named model's own, with fewer and narrower layers: sam
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ import pytest
 import torch
 from mvcore.api import MvcoreError, ViewBatch, apply_lora, merge_lora
 from mvcore.encoders.open_clip import OpenClip
+from mvcore.encoders.timm import Timm
+from mvcore.exporting import export
+from mvcore.model import Model, Pipeline
 from timm.models import register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -105,8 +110,8 @@ def keys(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def batch_for(backbone: OpenClip, n: int = 3) -> ViewBatch:
-    size = backbone.image_size or 0
+def batch_for(backbone: OpenClip | Timm, n: int = 3, size: int | None = None) -> ViewBatch:
+    size = size or backbone.image_size or 0
     generator = torch.Generator().manual_seed(0)
     return ViewBatch.make(
         [1] * n,
@@ -186,13 +191,14 @@ def check_corners(backbone: OpenClip, batch: ViewBatch) -> None:
     assert lower_left[..., half:, :half].sum() > lower_left[..., :half, half:].sum()
 
 
-def check_lora(build: Callable[..., OpenClip]) -> str:
+def check_lora(build: Callable[..., OpenClip | Timm]) -> str:
     backbone = build().eval()
     sites = backbone.attention_sites()
     batch = batch_for(backbone)
     names = list(backbone.model.state_dict())
+    wanted = keys("view", "text") & backbone.provides
     with torch.no_grad():
-        plain = backbone.encode(batch, keys("view", "text"))
+        plain = backbone.encode(batch, wanted)
     updates = [apply_lora(s.module, s.parameter, rank=2, alpha=2, rows=list(s.rows.values())) for s in sites]
     with torch.no_grad(), parametrize.cached():
         assert torch.equal(backbone.encode(batch, keys("view"))["view"], plain["view"])
@@ -202,9 +208,9 @@ def check_lora(build: Callable[..., OpenClip]) -> str:
         assert update.b.grad is not None, site.name
         assert update.b.grad.abs().sum() > 0, site.name
         torch.nn.init.normal_(update.b)
-    tuned = backbone.encode(batch, keys("view", "text"))
+    tuned = backbone.encode(batch, wanted)
     assert not torch.equal(tuned["view"], plain["view"])
-    assert torch.equal(tuned["text"], plain["text"])
+    assert "text" not in wanted or torch.equal(tuned["text"], plain["text"])
     merge_lora(backbone.model)
     merged = backbone.encode(batch, keys("view"))["view"]
     torch.testing.assert_close(merged, tuned["view"], rtol=1e-4, atol=1e-4)
@@ -242,12 +248,156 @@ COLUMNS: dict[str, Callable[[Callable[..., OpenClip]], str]] = {
     "train: last:N, all": check_training,
 }
 
+# -- timm --------------------------------------------------------------------------------------------------------------
+
+
+def _load_small() -> Any:
+    """Once in a process: timm knows a model by the module that registered it."""
+    if "small_timm" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("small_timm", Path(__file__).with_name("small_timm.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["small_timm"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["small_timm"])
+    return sys.modules["small_timm"]
+
+
+small_timm = _load_small()
+
+TIMM_MODELS = {
+    "vit_*_dinov2": "dinov2",
+    "vit_*_reg4_dinov2": "dinov2_reg4",
+    "vit_*_dinov3": "dinov3",
+    "deit3_*": "deit3",
+    "vit_*.mae": "mae",
+    "vit_*_clip_*": "clip",
+    "vit_*_siglip_*.v2_*": "siglip2",
+    "eva02_*": "eva02",
+    "vit_*_rope_mixed_*": "rope_mixed",
+    "swin_*": "swin",
+    "convnext_*": "convnext",
+    "resnet*": "resnet",
+}
+"""How timm names them, and the small one that is built."""
+
+BuildTimm = Callable[..., Timm]
+
+
+@pytest.fixture(params=TIMM_MODELS)
+def timm_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def build_timm(timm_name: str) -> BuildTimm:
+    def make(**options: Any) -> Timm:
+        torch.manual_seed(0)
+        backbone = Timm(small_timm.NAMES[TIMM_MODELS[timm_name]], **options)
+        small_timm.awake(backbone.model)
+        return backbone
+
+    return make
+
+
+def check_timm_vector(build: BuildTimm) -> str:
+    backbone = build().eval()
+    batch = batch_for(backbone)
+    assert batch.images is not None
+    with torch.no_grad():
+        found = backbone.encode(batch, keys("view"))["view"]
+        final = backbone.timm.forward_features(backbone.normalise(batch.images))
+        torch.testing.assert_close(found, backbone.timm.forward_head(final, pre_logits=True), rtol=1e-4, atol=1e-5)
+    assert found.std(dim=0).max() > 1e-3, "vectors must differ between images"
+    return "yes"
+
+
+def check_timm_map(build: BuildTimm, size: int | None = None, **options: Any) -> str:
+    backbone = build(**options).eval()
+    batch = batch_for(backbone, size=size)
+    with torch.no_grad():
+        both = backbone.encode(batch, keys("view", "dense"))
+        torch.testing.assert_close(both["view"], backbone.encode(batch, keys("view"))["view"], rtol=1e-4, atol=1e-5)
+    found = both["dense"]
+    assert found.shape[:2] == (3, backbone.dims["dense"])
+    assert found.flatten(2).std(dim=2).max() > 0
+    return f"yes, {found.shape[2]} x {found.shape[3]}"
+
+
+def check_timm_places(build: BuildTimm) -> str:
+    """A cell looks at its own place more than at the opposite one, and `keypoints` gives it there."""
+    backbone = build().eval()
+    model, size = Model(Pipeline(backbone, [])), backbone.image_size or 0
+    images = batch_for(backbone).images
+    assert images is not None
+    grid = model.dense_grid(size, size)
+    pixels = images.permute(0, 2, 3, 1)
+    found = model.keypoints(pixels, grid.centres().flatten(0, 1).expand(3, -1, -1))
+    torch.testing.assert_close(found, model.dense(pixels).flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
+    return "yes"
+
+
+def check_timm_prefix(build: BuildTimm) -> str:
+    return str(getattr(build().timm, "num_prefix_tokens", "none"))
+
+
+def check_timm_branch(build: BuildTimm) -> str:
+    backbone = build().eval()
+    last = max(backbone.n_blocks - 1, 0)
+    backbone.add_branch("x.object", last, lambda s, tokens, batch: s.finish(s.run(tokens, last, len(s.blocks))))
+    with torch.no_grad():
+        found = backbone.encode(batch_for(backbone), keys("view", "x.object"))
+    torch.testing.assert_close(found["x.object"], found["view"], rtol=1e-4, atol=1e-5)
+    return "yes"
+
+
+def check_timm_training(build: BuildTimm) -> str:
+    everything = build(train="all").train()
+    everything.encode(batch_for(everything), keys("view"))["view"].square().sum().backward()
+    assert [name for name, p in everything.model.named_parameters() if p.grad is None] == []
+    backbone = build(train="last:1").train()
+    last = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+    backbone.encode(batch_for(backbone), keys("view"))["view"].square().sum().backward()
+    assert last == {name for name, p in backbone.model.named_parameters() if p.grad is not None}
+    return f"yes, {backbone.n_blocks} {'blocks' if hasattr(backbone.timm, 'blocks') else 'stages'}"
+
+
+def check_timm_export(build: BuildTimm, folder: Path) -> str:
+    backbone = build().eval()
+    done = export(Model(Pipeline(backbone, [])), folder / "out")
+    assert done.largest_difference < 1e-5
+    return "yes"
+
+
+TIMM_COLUMNS: dict[str, Callable[[BuildTimm, Path], str]] = {
+    "`view`": lambda build, _: check_timm_vector(build),
+    "prefix tokens": lambda build, _: check_timm_prefix(build),
+    "`dense`": lambda build, _: check_timm_map(build),
+    "`dense.layer: 0`": lambda build, _: check_timm_map(build, dense={"layer": 0}),
+    "another image size": lambda build, _: check_timm_map(build, size=150, patches=5),
+    "a finer stride": lambda build, _: check_timm_map(build, stride=build().patch // (7 if build().patch == 7 else 2)),
+    "places of cells, `keypoints`": lambda build, _: check_timm_places(build),
+    "blocks branched, `duoduo.cross_view`": lambda build, _: check_timm_branch(build),
+    "LoRA on q, k, v": lambda build, _: check_lora(build),
+    "`train: last:N, all`": lambda build, _: check_timm_training(build),
+    "`export --to timm`": check_timm_export,
+}
+
 HEADER = """# What works on which model
 
-Each open_clip class below was built with random weights and few, narrow layers, and each entry was tried on it by
+Each class below was built with random weights and few, narrow layers, and each entry was tried on it by
 `tests/core/test_capabilities.py`, which fails when this page says anything else. Sizes and counts are those of the
-small model. What does not work is refused by name when the run is planned or the model is built; nothing is skipped in
-silence.
+small model. What does not work is refused by name when the run is planned, the model is built or the feature is asked
+for; nothing is skipped in silence.
+
+## open_clip
+
+"""
+
+TIMM_HEADER = """
+## timm
+
+A model that is named here stands for its kind, of any width and depth. What a kind's weights were trained for does not
+matter to the entries: `vit_*.mae` is a plain vision transformer with a class token, as AugReg's or DINO's are.
 
 """
 
@@ -273,14 +423,32 @@ def test_each_capability_works_or_is_refused_with_a_reason(name: str, build: Cal
     assert FOUND[name]["train: last:N, all"].startswith("yes")
 
 
-def test_the_page_says_what_was_found() -> None:
-    if set(FOUND) != set(MODELS):
-        pytest.skip("needs the whole file to have run")
+FOUND_TIMM: dict[str, dict[str, str]] = {}
+
+
+def test_each_capability_of_timm_works_or_is_refused_with_a_reason(
+    timm_name: str, build_timm: BuildTimm, tmp_path: Path
+) -> None:
+    FOUND_TIMM[timm_name] = {
+        column: tried(lambda check=check: check(build_timm, tmp_path)) for column, check in TIMM_COLUMNS.items()
+    }
+    for column in ("`view`", "`dense`", "`train: last:N, all`", "`export --to timm`"):
+        assert FOUND_TIMM[timm_name][column].startswith("yes") or timm_name == "resnet*", column
+
+
+def table(columns: list[str], found: dict[str, dict[str, str]]) -> list[str]:
     notes: list[str] = []
-    rows = [page_row(name, FOUND[name], notes) for name in MODELS]
-    head = f"| model | {' | '.join(f'`{c}`' if not c.startswith('LoRA') else c for c in COLUMNS)} |"
-    lines = [head, "|---" * (len(COLUMNS) + 1) + "|", *rows, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
-    text = HEADER + "\n".join(lines) + "\n"
+    rows = [page_row(name, entries, notes) for name, entries in found.items()]
+    lines = [f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *rows]
+    return [*lines, "", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+
+
+def test_the_page_says_what_was_found() -> None:
+    if set(FOUND) != set(MODELS) or set(FOUND_TIMM) != set(TIMM_MODELS):
+        pytest.skip("needs the whole file to have run")
+    columns = [column if column.startswith("LoRA") else f"`{column}`" for column in COLUMNS]
+    text = HEADER + "\n".join(table(columns, FOUND)) + "\n"
+    text += TIMM_HEADER + "\n".join(table(list(TIMM_COLUMNS), FOUND_TIMM)) + "\n"
     if os.environ.get("MVCORE_UPDATE_DOCS"):
         PAGE.write_text(text, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == text, (

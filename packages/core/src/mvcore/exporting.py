@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mvcore.checkpoint import load_weights, save_weights
 from mvcore.config import Part, gathered
+from mvcore.encoders.library import loading
 from mvcore.encoders.plain_library import LIBRARIES
 from mvcore.errors import ConfigError, WeightsError
 from mvcore.loading import EXPORT, make_run_pipeline
@@ -181,7 +182,9 @@ def compare_with_plain(pipeline: Pipeline, folder: Path, tolerance: float) -> fl
     backbone: Any = pipeline.backbone
     library = LIBRARIES[backbone.library]
     with evaluating(pipeline):
-        mine, theirs = library.mine(backbone), library.theirs(backbone, folder)
+        mine = library.mine(backbone)
+        with loading(f"the export in plain {backbone.library}", hub=False):
+            theirs = library.theirs(backbone, folder)
     unit = nn.functional.normalize
     difference = max(
         float((unit(a.cpu().float(), dim=-1) - unit(b.float(), dim=-1)).abs().max())

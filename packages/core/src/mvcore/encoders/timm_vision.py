@@ -54,7 +54,7 @@ class TimmVision(ABC):
         if len(set(sides)) != 1:
             raise ConfigError(f"{owner} takes images of {sides[0]}x{sides[1]}; only square ones work")
         self.native: int = sides[0]
-        name = next((name for name in ("blocks", "stages") if hasattr(self.model, name)), None)
+        name = next((name for name in ("blocks", "stages", "layers") if hasattr(self.model, name)), None)
         self.blocks = [] if name is None else list(getattr(self.model, name).children())
         children = [child for child, _ in self.model.named_children()]
         after = children[children.index(name) + 1 :] if name in children else []
