@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,15 @@ def blocks_of(
     """The blocks of packed views; no device sync.
 
     Args:
-        views: (N, D) of any scale. The cosine of a zero vector with any other counts as 0, and it gets no gradient.
-        object_of_view: (N,) int64.
+        views: (N, D) of any scale, those of an object adjacent. The cosine of a zero vector with any other counts as 0,
+            and it gets no gradient.
+        object_of_view: (N,) int64, ascending.
         counts: (B,) int64 views of each object.
         texts: (T, D) captions' vectors; no gradient flows into them. None = without texts.
         caption_object: (T,) int64, the object of each caption.
     """
     objects = len(counts)
-    sums, known = _DirectionSums.apply(views, object_of_view, objects)
+    sums, known = _DirectionSums.apply(views, object_of_view, counts)
     text_sums, text_counts = views.new_zeros(objects, views.shape[1]), views.new_zeros(objects)
     if texts is not None:
         unit = directions(texts.detach().to(views.dtype))
@@ -131,13 +133,15 @@ class _DirectionSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, owner: Tensor, objects: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, vectors: Tensor, owner: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         norms = torch.linalg.vector_norm(vectors, dim=1)
         known = (norms != 0).to(vectors.dtype)
         inverse = torch.where(norms != 0, 1 / norms, 0)
         ctx.save_for_backward(vectors, owner, inverse)
-        sums = vectors.new_zeros(objects, vectors.shape[1]).index_add_(0, owner, vectors * inverse[:, None])
-        count = vectors.new_zeros(objects).index_add_(0, owner, known)
+        # Bags of adjacent rows are weighed and added up in one kernel, without a copy of all rows.
+        rows, starts = torch.arange(len(vectors), device=vectors.device), counts.cumsum(dim=0) - counts
+        sums = F.embedding_bag(rows, vectors, starts, mode="sum", per_sample_weights=inverse)
+        count = torch.zeros_like(sums[:, 0]).index_add_(0, owner, known)
         ctx.mark_non_differentiable(count)
         return sums, count
 
@@ -147,6 +151,6 @@ class _DirectionSums(torch.autograd.Function):
         vectors, owner, inverse = ctx.saved_tensors
         # With u = x / |x|: dx = (g - (g . u) u) / |x|, in place in the one tensor that is given back.
         found = grads[0].index_select(0, owner)
-        along = torch.linalg.vecdot(found, vectors) * inverse.square()
+        along = torch.bmm(found[:, None], vectors[:, :, None])[:, 0, 0] * inverse.square()
         found.addcmul_(vectors, along[:, None], value=-1).mul_(inverse[:, None])
         return found, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -242,7 +243,7 @@ def _checked_blocks(views: Tensor, text: Tensor | None, name: str = "views") -> 
 def _check_vectors(name: str, given: Tensor) -> None:
     if not given.is_floating_point():
         raise ValueError(f"{name} must be floating, not {given.dtype}")
-    finite = given.detach().isfinite().all(dim=-1)
+    finite = torch.linalg.vector_norm(given.detach(), math.inf, dim=-1).isfinite()
     if not bool(finite.all()):
         row = (~finite).nonzero()[0].tolist()
         raise ValueError(f"{name}[{', '.join(map(str, row))}] holds a value that is not finite")
