@@ -76,6 +76,7 @@ def pixel_errors(predicted: Tensor, truth: Tensor) -> Tensor:
     Raises:
         ValueError: not two (P, 2) of equal length, or no point.
     """
+    predicted, truth = torch.as_tensor(predicted), torch.as_tensor(truth)
     if predicted.shape != truth.shape or predicted.ndim != 2 or predicted.shape[1] != 2 or not len(predicted):
         raise ValueError(f"points must both be (P, 2) with P > 0, not {tuple(predicted.shape)}, {tuple(truth.shape)}")
     return torch.linalg.vector_norm(predicted.double() - truth.double(), dim=1)
