@@ -1,13 +1,13 @@
-"""The contrastive loss from sums of unit vectors against the matrix of all pairs: at least 20 times as fast, in at most a
-twentieth of the memory.
+"""The contrastive loss from sums of unit vectors against the matrix of all pairs: 20 times as fast, in a twentieth of the
+memory, or better.
 
     python benchmarks/mvc_contrastive.py [--objects 1638] [--views 6] [--width 512] [--threads 2]
 
 One process computes value and gradient of the same loss of the same vectors both ways, in turns:
 
 - `blocks`: `mvcore_mvc_heads.contrastive_loss`;
-- `direct`: the definition: unit vectors of all texts and views, their n x n matrix of cosines, and its sums over the pairs
-  inside and across objects.
+- `direct`: the definition: unit vectors of all texts and views, their n x n matrix of cosines, and its sums over the
+  pairs inside and across objects.
 
 Prints JSON: medians of the time, by the wall clock and of processor time, the largest growth of the process's resident
 memory during one call, by the kernel's own high-water mark, the ratios, and by how much values and gradients differ.

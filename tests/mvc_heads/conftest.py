@@ -40,7 +40,7 @@ class Cone:
 
         centre, own = draw(0.84, 1, 1), draw(0.43, objects, 1)
         self.images = 10 * (centre + own + draw(0.33, objects, views))
-        self.texts = 10 * (0.3 * centre[0] + 0.3 * own[:, 0] + draw(1.0, objects))
+        self.texts = 10 * (0.25 * centre[0] + 0.2 * own[:, 0] + draw(0.85, 1) + draw(0.45, objects))
         features = {"image": {"feature": "view", "width": width}, "text": {"feature": "text", "width": width}}
         self.key = {"model": {"id": "made-up"}, "architecture_sha256": "0" * 64, "features": features}
 
