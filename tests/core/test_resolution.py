@@ -186,6 +186,14 @@ def test_data_to_measure_on_takes_the_split_as_its_name_and_the_trained_size():
     assert "validation" in configured(plugins=["ovt"], data="s", validate="other").validation.data
 
 
+def test_what_is_measured_has_stored_vectors_where_training_has_no_images() -> None:
+    part = configured(plugins=["mvc_heads"], data="s#train", validate="s#test").validation.data["test"]
+    assert (part.args["split"], part.args["embeddings"], part.args["images"]) == ("test", ["clip"], False)
+    assert "cache" not in part.args
+    part = configured(plugins=["duoduo"], data="s#train", validate="s#test").validation.data["test"]
+    assert "embeddings" not in part.args
+
+
 # --- encoders ---------------------------------------------------------------------------------------------------
 
 

@@ -169,9 +169,10 @@ def _set_validation(layers: Layers, data: str) -> None:
     name = data.rpartition("#")[2] if "#" in data else "validation"
     entry = {"id": "data.views", **_place(data)}
     sources = section_of(layers.values, "data")
-    size = section_of(sources, next(iter(sources), "")).get("image_size")
-    if size is not None:
-        entry["image_size"] = size
+    first = section_of(sources, next(iter(sources), ""))
+    # Where stored vectors take the place of images, what is measured has them too.
+    like = ("image_size", "embeddings", "images") if first.get("images") is False else ("image_size",)
+    entry |= {key: first[key] for key in like if first.get(key) is not None}
     layers.merge({"validate": {"data": {name: entry}}}, "--validate")
 
 
