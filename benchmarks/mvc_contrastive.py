@@ -1,5 +1,5 @@
-"""The contrastive loss from sums of unit vectors against the matrix of all pairs: 20 times as fast, in a twentieth of the
-memory, or better.
+"""The contrastive loss from sums of unit vectors against the matrix of all pairs: at least 20 times as fast, in at most
+a twentieth of the memory.
 
     python benchmarks/mvc_contrastive.py [--objects 1638] [--views 6] [--width 512] [--threads 2]
 
