@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from mvcore.checkpoint import STATE, WEIGHTS, FolderCheckpoint, load_weights
+from mvcore.checkpoint import STATE, WEIGHTS, load_weights
 from mvcore.errors import DataError, NonFiniteLossError, WeightsError
 from mvcore.run_folder import checkpoint_of
 from mvcore.training.fit import Training
+from mvcore.training.folder_checkpoint import FolderCheckpoint
 
 if TYPE_CHECKING:
     from conftest import Lab

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from mvcore.checkpoint import WEIGHTS, FolderCheckpoint, load_weights
+from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import OptimizerSettings
 from mvcore.errors import ConfigError
 from mvcore.run_folder import checkpoint_of
 from mvcore.training.fit import Training
+from mvcore.training.folder_checkpoint import FolderCheckpoint
 from mvcore.training.optimization import learning_rate, make_optimizer
 from torch import Tensor, nn
 

@@ -1,14 +1,10 @@
-"""Checkpoints on disk: a folder with what trains as safetensors and the loop's state, written whole or not at all."""
+"""Weights on disk: safetensors that are written whole or not at all."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
-from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,51 +12,9 @@ from torch import Tensor
 from mvcore.errors import DataError, WeightsError
 
 WEIGHTS = "weights.safetensors"
+"""Of what trained, in a checkpoint's folder."""
 STATE = "state.pt"
-
-
-class FolderCheckpoint(CheckpointIO):
-    """Lightning's seam for checkpoints: a folder of two files that appears in one rename."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
-            rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
-            weights = {key: value.contiguous() for key, value in checkpoint["state_dict"].items()}
-            save_weights(partial / WEIGHTS, weights)
-            torch.save(rest, partial / STATE)
-            for name in (WEIGHTS, STATE):
-                _sync(partial / name)
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
-            if target.exists():
-                target.replace(old)
-            partial.replace(target)
-            _sync(target.parent)
-            shutil.rmtree(old, ignore_errors=True)
-        except (OSError, RuntimeError, DataError) as error:
-            # torch.save reports a full disk as a RuntimeError about its archive.
-            reason = error.strerror if isinstance(error, OSError) else str(error.__context__ or error).splitlines()[0]
-            raise DataError(f"{target}: the checkpoint could not be written: {reason}; free space and resume") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        target = Path(path)
-        try:
-            state: dict[str, Any] = torch.load(target / STATE, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise WeightsError(f"{target}: no checkpoint there (a folder with {WEIGHTS} and {STATE})") from None
-        except Exception as error:
-            raise WeightsError(f"{target / STATE}: damaged or not a checkpoint ({type(error).__name__})") from None
-        return {**state, "state_dict": load_weights(target / WEIGHTS)}
-
-    def remove_checkpoint(self, path: Any) -> None:
-        shutil.rmtree(path, ignore_errors=True)
+"""Of the loop and the optimizer, beside it."""
 
 
 def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -72,7 +26,7 @@ def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, partial, metadata)
-        _sync(partial)
+        sync(partial)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -93,7 +47,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: damaged or not safetensors ({error})") from None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

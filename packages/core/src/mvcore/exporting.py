@@ -22,7 +22,7 @@ from mvcore.lora import merge_lora
 from mvcore.model import Model, Pipeline, evaluating
 from mvcore.model_card import CARD, TRAINING_DATA, model_card
 from mvcore.run_folder import write_text
-from mvcore.training.module import load_pipeline_state, trained_state
+from mvcore.training.trained import load_pipeline_state, trained_state
 
 _NOT_OPTIONS = ("id", "model", "pretrained", "train", "embeddings")
 """Of a backbone's origin: what an export answers itself."""

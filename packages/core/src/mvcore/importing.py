@@ -28,7 +28,7 @@ from mvcore.run_folder import CONFIG, POINTER, RunRecord, versions, write_text
 from mvcore.specs import CORE_AXES
 from mvcore.suggest import listed
 from mvcore.training.assembly import frozen_digest
-from mvcore.training.module import load_pipeline_state, under
+from mvcore.training.trained import load_pipeline_state, under
 
 ORIGIN = "import.json"
 """What an import was made from: the file's name and SHA-256, and the recipe."""

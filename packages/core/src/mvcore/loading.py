@@ -20,8 +20,8 @@ from mvcore.plugins import load_plugins
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import checkpoint_of, is_run, read_config, read_record
 from mvcore.training.assembly import frozen_digest, make_pipeline
-from mvcore.training.module import load_pipeline_state, under
 from mvcore.training.planner import Chosen
+from mvcore.training.trained import load_pipeline_state, under
 
 EXPORT = "mvcore_export.json"
 
