@@ -20,7 +20,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from mvcore import build
-from mvcore.checkpoint import FolderCheckpoint
 from mvcore.config import RunSettings, SourcePart
 from mvcore.errors import ConfigError, DataError, DeviceError, Interrupted
 from mvcore.model import Model, Pipeline
@@ -31,6 +30,7 @@ from mvcore.training.context import RunContext
 from mvcore.training.gradients import ConflictReport
 from mvcore.training.loader import StepLoader
 from mvcore.training.metrics_csv import MetricsCsv
+from mvcore.training.folder_checkpoint import FolderCheckpoint
 from mvcore.training.module import RunModule
 from mvcore.training.objective import Objective, Term
 from mvcore.training.planner import Plan
