@@ -114,7 +114,7 @@ def _asked(what: str, registered: Registered, chosen: BaseModel | None) -> Any:
         return keys if isinstance(keys, Mapping) else frozenset(keys)
     except MvcoreError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise PluginError(f"{registered.id}: {what}() of its options failed: {type(exc).__name__}: {exc}") from exc
 
 
@@ -132,7 +132,7 @@ def make(registered: Registered, chosen: BaseModel | None) -> Any:
         part = factory(**dict(chosen or ()))
     except (MvcoreError, OSError, MemoryError):
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         name = getattr(factory, "__qualname__", repr(factory))
         raise PluginError(f"{registered.id}: {name}(...) failed: {type(exc).__name__}: {exc}") from exc
     check = _CHECKS.get(registered.part)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mvcore.build import resolve
 from mvcore.errors import MvcoreError
+from mvcore.plugin_records import SLOW
 from mvcore.plugins import Registered, load_plugins
 from mvcore.specs import CheckResult
 
@@ -111,10 +112,17 @@ def check_disk() -> Iterable[CheckResult]:
 
 
 def check_plugins() -> Iterable[CheckResult]:
-    """Plugins that were found but not loaded."""
+    """Plugins that were found but not loaded, and those that are slow or print."""
     registry = load_plugins(check_strict=False)
     for record in registry.troubled:
         text = f"{record.name} ({record.provider}) is {record.status}: {record.reason}"
         yield CheckResult("failed", text, "see 'mvcore plugins list -v'; update or uninstall it")
+    for record in registry.records:
+        if record.seconds >= SLOW:
+            text = f"{record.name} ({record.provider}) takes {record.seconds:.1f} s to load, at every call of mvcore"
+            yield CheckResult("warning", text, "its plugin module should import nothing but mvcore.api")
+        if record.said:
+            text = f"{record.name} ({record.provider}) prints {record.said[:60]!r} when it is loaded"
+            yield CheckResult("warning", text, "a plugin module should print nothing")
     loaded = sum(record.status == "ok" for record in registry.records)
     yield CheckResult("ok", f"{loaded} plugins loaded")

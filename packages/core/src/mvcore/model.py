@@ -20,7 +20,7 @@ from mvcore.errors import ConfigError, PluginError
 from mvcore.fitting import Fitting, as_pixels, as_points
 from mvcore.images import split_images, split_objects
 from mvcore.parts import Backbone
-from mvcore.specs import BATCH_FIELDS, STATE, Axis
+from mvcore.specs import BATCH_FIELDS, CORE_AXES, STATE, Axis
 from mvcore.types import Features, ViewBatch
 
 AnyImage = NDArray[Any] | Tensor | Image.Image
@@ -110,7 +110,12 @@ class Pipeline(nn.Module):
         if unknown:
             raise PluginError(f"no part of this model gives the feature {', '.join(sorted(map(repr, unknown)))}")
         with parametrize.cached():
-            values = self.backbone.encode(batch, asked)
+            owner = f"encoder {self.backbone.origin.get('id', type(self.backbone).__name__)}"
+            with blamed_on(owner):
+                values = self.backbone.encode(batch, asked)
+            if missing := asked - values.keys():
+                raise PluginError(f"{owner} gave {sorted(values)} where {sorted(missing)} was asked for")
+            self._check_rows(values, batch, owner)
             for link in active:
                 features = Features(values, self._owner(link), self.axes).restricted(link.needs, self._owner(link))
                 with blamed_on(self._owner(link)):
@@ -119,8 +124,19 @@ class Pipeline(nn.Module):
                     raise PluginError(
                         f"{self._owner(link)} gave {sorted(given)} where its spec provides {sorted(link.provides)}"
                     )
+                self._check_rows(given, batch, self._owner(link))
                 values = {**values, **given}
         return Features({key: values[key] for key in keys}, axes=self.axes)
+
+    def _check_rows(self, given: Mapping[str, Tensor], batch: ViewBatch, owner: str) -> None:
+        """Refuses a feature whose rows are not those of its axis; shapes are known without waiting for the device."""
+        for key, value in given.items():
+            rows = batch.sizes.get(self.axes.get(key, CORE_AXES.get(key, "none")))
+            if rows is not None and (value.ndim == 0 or value.shape[0] != rows):
+                raise PluginError(
+                    f"{owner} gave {key!r} as {tuple(value.shape)} for a batch of {rows} rows; 'mvcore plugins check' "
+                    "tells more"
+                )
 
     @staticmethod
     def _owner(link: Link) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import io
+import time
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,9 @@ from mvcore.discovery import RESERVED, Candidate, Status
 from mvcore.errors import PluginError
 from mvcore.hookspecs import REGISTRATION_HOOKS
 from mvcore.specs import MVCORE_API, SPEC_TYPES, Problem, RecipeSpec, Section, Spec
+
+SLOW = 2.0
+"""Seconds to load a plugin from which on `mvcore doctor` names it: every call of the program waits for them."""
 
 SUPPORTED_API = frozenset({MVCORE_API})
 
@@ -52,6 +56,8 @@ class PluginRecord:
         error: the exception in one line, where one was raised.
         traceback: its traceback.
         specs: what it registers.
+        seconds: how long it took to be imported and asked.
+        said: the first line that it printed meanwhile; it belongs nowhere, so it is kept here.
     """
 
     name: str
@@ -63,6 +69,8 @@ class PluginRecord:
     error: str = ""
     traceback: str = ""
     specs: tuple[Spec, ...] = ()
+    seconds: float = 0.0
+    said: str = ""
 
     @property
     def provider(self) -> str:
@@ -127,9 +135,10 @@ def examine(candidate: Candidate) -> tuple[PluginRecord, Any]:
     if candidate.verdict is not None:
         status, reason = candidate.verdict
         return replace(record, status=status, reason=reason), None
+    start, said = time.perf_counter(), io.StringIO()
     try:
         # What a plugin prints while it is imported must not get into the output of `--json`.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(said):
             plugin = candidate.load()
             specs = validated_specs(candidate.name, plugin)
     except _RefusedError as exc:
@@ -137,7 +146,8 @@ def examine(candidate: Candidate) -> tuple[PluginRecord, Any]:
     except (Exception, SystemExit) as exc:
         error = f"{type(exc).__name__}: {exc}".strip().replace("\n", " ")
         return replace(record, status="broken", reason=error, error=error, traceback=traceback.format_exc()), None
-    return replace(record, specs=specs), plugin
+    first = next(iter(said.getvalue().strip().splitlines()), "")
+    return replace(record, specs=specs, seconds=time.perf_counter() - start, said=first), plugin
 
 
 def validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:

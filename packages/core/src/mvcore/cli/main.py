@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mvcore.discovery import RESERVED
 from mvcore.errors import ConfigError, MvcoreError, PluginError
 from mvcore.plugin_records import BUILTIN_COMMANDS
 
@@ -132,8 +133,23 @@ def run(argv: Sequence[str]) -> int:
     except Exception as exc:
         # Usage errors: typer keeps their class to itself, so they are known by what they offer.
         if not (hasattr(exc, "format_message") and hasattr(exc, "exit_code")):
-            raise
+            return _foreign_error(exc, arguments)
         return _usage_error(exc)
+
+
+def _foreign_error(exc: Exception, arguments: Sequence[str]) -> int:
+    """An unexpected error in a plugin's command, named; one of our own passes through."""
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    if name in BUILTIN_COMMANDS:
+        raise exc
+    from mvcore.plugins import load_plugins
+
+    owners = load_plugins(check_strict=False).commands().get(name) or ()
+    if not owners or owners[0].plugin in RESERVED:
+        raise exc
+    if os.environ.get(ENV_VERBOSE, "") not in ("", "0") or {"-v", "--verbose"} & set(arguments):
+        traceback.print_exception(exc)
+    return _fail(f"command {name!r} of the plugin {owners[0].plugin!r} failed: {type(exc).__name__}: {exc}")
 
 
 def _usage_error(exc: Any) -> int:

@@ -12,6 +12,7 @@ import typer
 
 from mvcore.cli.output import print_json, print_table
 from mvcore.errors import ConfigError, PluginError
+from mvcore.plugin_records import SLOW
 from mvcore.plugins import PluginRecord, Registered, Registry, load_plugins
 from mvcore.specs import EncoderSpec, LossSpec, RecipeSpec, Spec
 from mvcore.suggest import did_you_mean, listed
@@ -39,7 +40,7 @@ def list_plugins(
         rows = [
             (
                 record.name,
-                f"{record.status}: {record.reason}" if record.reason else record.status,
+                _status(record),
                 record.provider,
                 _counts(record),
             )
@@ -50,6 +51,12 @@ def list_plugins(
             for record in registry.troubled:
                 typer.echo(f"{record.name} ({record.provider}): {record.reason}\n{record.traceback}")
     registry.check_strict()
+
+
+def _status(record: PluginRecord) -> str:
+    if record.reason:
+        return f"{record.status}: {record.reason}"
+    return f"{record.status}: slow, {record.seconds:.1f} s to load" if record.seconds >= SLOW else record.status
 
 
 @app.command("show")
@@ -171,6 +178,7 @@ def _record_json(record: PluginRecord) -> dict[str, Any]:
         "source": record.source,
         "error": record.error,
         "traceback": record.traceback,
+        "seconds": round(record.seconds, 3),
         "parts": parts,
     }
 

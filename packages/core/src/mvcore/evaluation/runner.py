@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mvcore.blame import blamed_on
 from mvcore.errors import PluginError
 from mvcore.evaluation.embedder import Embedder
 from mvcore.evaluation.results import EvalResult, save_result
@@ -68,7 +69,7 @@ def evaluate(
     for name, evaluator in evaluators.items():
         folder = output / name
         folder.mkdir(parents=True, exist_ok=True)
-        with undisturbed(model.pipeline):
+        with undisturbed(model.pipeline), blamed_on(f"evaluator {name}"):
             result = evaluator(embedder, sources, folder)
         if not isinstance(result, EvalResult):
             raise PluginError(f"evaluator {name} gave {type(result).__name__}; it must return an EvalResult")

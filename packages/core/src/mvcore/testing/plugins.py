@@ -16,7 +16,7 @@ from typing import Any
 from mvcore import build
 from mvcore.config_layers import Layers, read_yaml
 from mvcore.errors import ConfigError, MvcoreError, PluginError
-from mvcore.plugin_records import PluginRecord
+from mvcore.plugin_records import SLOW, PluginRecord
 from mvcore.plugins import Registered, load_plugins, recipe_path
 from mvcore.specs import BATCH_FIELDS, CORE_AXES, STATE, CheckResult, RecipeSpec
 from mvcore.suggest import did_you_mean
@@ -29,9 +29,6 @@ from mvcore.testing.losses import check_loss
 from mvcore.testing.trainers import check_trainer
 
 HEAVY = ("torch", "lightning", "torchvision", "open_clip", "timm")
-SLOW = 1.0
-"""Seconds that a plugin may take to be imported and asked, beyond mvcore's own modules."""
-
 _CHECKS: Mapping[str, Any] = {
     "encoder": check_encoder,
     "loss": check_loss,

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from mvcore import build
+from mvcore.blame import blamed_on_one_of
 from mvcore.config import RunSettings, SourcePart
 from mvcore.errors import ConfigError, DataError, DeviceError, Interrupted
 from mvcore.model import Model, Pipeline
@@ -135,7 +136,8 @@ def prepare(
     )
     for made in trainers:
         if hasattr(made, "bind"):
-            made.bind(context)
+            with blamed_on_one_of(_owners(plan, trainers)):
+                made.bind(context)
     return Training(plan, module, pipeline, trainers, epoch_steps, context)
 
 
@@ -152,6 +154,11 @@ def _terms(plan: Plan) -> list[Term]:
         )
         for t in plan.losses
     ]
+
+
+def _owners(plan: Plan, trainers: Iterable[Any]) -> dict[int, str]:
+    """What each trainer is called, by its identity."""
+    return {id(made): f"trainer {t.part.name}" for t, made in zip(plan.trainers, trainers, strict=False)}
 
 
 def specifications(plan: Plan, datasets: Mapping[str, Any]) -> Specified:
@@ -228,7 +235,8 @@ def fit(
         output.mkdir(parents=True, exist_ok=True)
         trainer = _lightning(config.run, output, callbacks, start)
         try:
-            trainer.fit(training.module, ckpt_path=None if resume is None else str(resume), weights_only=True)
+            with blamed_on_one_of(_owners(training.plan, training.trainers)):
+                trainer.fit(training.module, ckpt_path=None if resume is None else str(resume), weights_only=True)
         except SystemExit:  # what Lightning makes of a KeyboardInterrupt
             raise Interrupted(f"stopped at once; go on with: mvcore train --resume {output}") from None
         if conflicts.norms:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from mvcore.errors import ConfigError, MvcoreError
+from mvcore.blame import blamed_on
+from mvcore.errors import ConfigError, MvcoreError, PluginError
 from mvcore.packing import concatenate
 from mvcore.training.sampling import (
     AnySampler,
@@ -200,10 +201,28 @@ class _StepBatches(Dataset[Any]):
         return self._slots.hold(batches)
 
     def _load(self, sampler: AnySampler, step: int) -> ViewBatch:
-        if isinstance(sampler, StreamSampler):
-            return globalised(sampler.batch(step), sampler.source)
-        draw = sampler.draw(step).shard(self._rank, self._world_size)
-        return load_draw(sampler, step, draw)
+        with blamed_on(f"data.{sampler.source.name}"):
+            if isinstance(sampler, StreamSampler):
+                batch = globalised(sampler.batch(step), sampler.source)
+            else:
+                draw = sampler.draw(step).shard(self._rank, self._world_size)
+                batch = load_draw(sampler, step, draw)
+        _check_given(batch, sampler.source)
+        return batch
+
+
+def _check_given(batch: ViewBatch, source: SourceSpecification) -> None:
+    """A field that is promised and not there would be missed by a loss, and look like that one's fault.
+
+    Raises:
+        PluginError: names the source and the field.
+    """
+    for name in ("images", "cameras", "depth", "masks"):
+        if name in source.dataset.provides and getattr(batch, name) is None:
+            raise PluginError(
+                f"data.{source.name}: {type(source.dataset).__name__} says that it provides {name}, and gave none (or "
+                "of unequal sizes); 'mvcore plugins check' tells more"
+            )
 
 
 def load_draw(sampler: SourceSampler, step: int, draw: Draw) -> ViewBatch:
