@@ -4,11 +4,11 @@
 
 Every pixel of one image (512 x 512) looks for its nearest feature among those of another at 1/8 of the resolution
 (64 x 64), both read from dense maps of 64 x 64 cells at random values. `tiles` is
-`mvcore_equivariance.matching.nearest`, which reads the descriptors tile by tile and multiplies in float64; `direct` reads
-all descriptors at once, normalises them and takes one product in float32. Memory is what the process's resident set
-grows by at most, by the kernel's own high-water mark, which is reset before each side. Prints JSON: bytes and processor
-seconds of both, their ratios, and the share of equal answers (float32 sums may prefer another of two nearly equal
-candidates).
+`mvcore_equivariance.matching.nearest`, which reads the descriptors tile by tile and multiplies in float64; `direct`
+reads all descriptors at once, normalises them and takes one product in float32. Memory is what the process's resident
+set grows by at most, by the kernel's own high-water mark, which is reset before each side. Prints JSON: bytes and
+processor seconds of both, their ratios, and the share of equal answers (float32 sums may prefer another of two nearly
+equal candidates).
 """
 
 from __future__ import annotations

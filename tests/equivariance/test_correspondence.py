@@ -114,7 +114,7 @@ def test_surface_features_find_the_point(store: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("domain", ["mask", "image"])
 def test_random_features_are_at_the_chance_level(store: Path, tmp_path: Path, domain: str) -> None:
-    options: dict[str, Any] = {"domain": domain, "points_per_pair": None, "pairs_per_object": 40, "picture": False}
+    options: dict[str, Any] = {"domain": domain, "points_per_pair": None, "pairs_per_object": 24, "picture": False}
     found = measured(Views(path=str(store), depth=True), tmp_path, "random", **options)
     for what in ("ape", "pcdp_0.05", "pcdp_0.1", "pcdp_0.2"):
         assert found[f"{ID}/{what}/s"].value == pytest.approx(found[f"{ID}/chance_{what}/s"].value, abs=0.01)

@@ -209,3 +209,8 @@ def test_what_is_not_tap_vid_is_refused() -> None:
         tap_vid_metrics(queries, hidden, truth, said, tracks[:, :, :5], "first")
     with pytest.raises(ValueError, match=r"query_points must be \(B, N, 3\)"):
         tap_vid_metrics(queries[0], hidden, truth, said, tracks, "first")
+
+
+def test_arrays_are_measured_as_tensors_are() -> None:
+    predicted, truth = points(9, 1), points(9, 2)
+    assert ape_pcdp(predicted.numpy(), truth.numpy(), SIZE).ape == ape_pcdp(predicted, truth, SIZE).ape  # type: ignore[arg-type]
