@@ -83,7 +83,10 @@ def test_each_seed_leaves_a_whole_run_behind(trained: Trained):
         for row in ("untouched", "control", "tuned", "exported"):
             assert (folder / "evaluation" / row / "core.consistency" / "result.json").is_file()
     reports = {path.suffix for path in (trained.folder / "report").iterdir()}
-    assert {".csv", ".json"} <= reports or {".md"} <= reports, reports
+    assert {".csv", ".json", ".md", ".html"} <= reports, reports
+    ledger = json.loads((trained.folder / "report" / "ledger.json").read_text())
+    assert [(row["row"], row["seeds"]) for row in ledger["rows"]] == [("untouched", 2), ("control", 2), ("tuned", 2)]
+    assert "core.ledger/own_text/seen" in ledger["rows"][2]["differences"]
 
 
 def test_metrics_have_every_term_raw_and_weighted_at_every_step(trained: Trained):
@@ -119,7 +122,8 @@ def test_a_finished_run_is_told_again_without_training_or_measuring(trained: Tra
     kept = [*trained.folder.rglob("last.json"), *trained.folder.rglob("result.json")]
     before = {path: path.stat().st_mtime_ns for path in kept}
     printed = call("train", "--resume", trained.folder)
-    assert len(before) == 2 * (2 + 4 * 2)
+    # A seed: two trainings, two evaluators of four models, and the ledger of all but the exported one.
+    assert len(before) == 2 * (2 + 4 * 2 + 3)
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     table = trained.printed[trained.printed.index("Before and after") :]
     assert printed[printed.index("Before and after") :] == table
