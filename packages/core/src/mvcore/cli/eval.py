@@ -13,7 +13,7 @@ DEFAULT = ("core.zero_shot", "core.consistency")
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, exports or open_clip names.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, exports, open_clip or timm names.")],
     data: Annotated[
         list[str] | None,
         typer.Option(help="A store, or NAME=STORE; may be repeated. Default: what the run measured on."),
