@@ -62,8 +62,27 @@ def evaluate(
             rows[label] = measure(model, asked.parts, sources, output / label.replace(":", "-"), stored=stored)
     comparison = compare(rows, title="Evaluation")
     save_comparison(comparison, output)
-    console.print(comparison.to_rich())
+    if comparison.columns:
+        console.print(comparison.to_rich())
+    _show_ledger(rows, output, console)
     console.print(f"saved in {output}", markup=False, highlight=False)
+
+
+def _show_ledger(rows: dict[str, Any], output: Path, console: Any) -> None:
+    """The ledger's table and pictures, where it was measured."""
+    from mvcore.config import LEDGER
+    from mvcore.report.ledger import draw_ledger, ledger_table
+    from mvcore.report.long_table import save_long_table
+
+    table = ledger_table({label: [found] for label, found in rows.items()})
+    if table is not None:
+        save_long_table(table, output, "ledger")
+        console.print(table.to_rich())
+        draw_ledger(
+            {label: output / label.replace(":", "-") / LEDGER for label in rows},
+            {label: found[LEDGER] for label, found in rows.items()},
+            output,
+        )
 
 
 def _stored(console: Any, label: str, model: Any, sources: dict[str, Any], tag: str) -> Any:
