@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pytest
@@ -131,7 +131,7 @@ def tap_vid_loop(queries: Any, hidden: Any, truth: Any, said: Any, tracks: Any, 
             for t in range(frames)
             if (t > round(queries[b][i][0]) if mode == "first" else t != round(queries[b][i][0]))
         ]
-        found = {"occlusion_accuracy": np.mean([hidden[b][c] == said[b][c] for c in cells])}
+        found: dict[str, Any] = {"occlusion_accuracy": np.mean([hidden[b][c] == said[b][c] for c in cells])}
         for distance in (1, 2, 4, 8, 16):
             hits = visible = positives = false = 0
             for c in cells:
@@ -148,7 +148,10 @@ def tap_vid_loop(queries: Any, hidden: Any, truth: Any, said: Any, tracks: Any, 
     return videos
 
 
-def arrays(seed: int, videos: int = 2, n: int = 7, frames: int = 6) -> tuple[NDArray, ...]:
+Arrays: TypeAlias = tuple[NDArray, NDArray, NDArray, NDArray, NDArray]
+
+
+def arrays(seed: int, videos: int = 2, n: int = 7, frames: int = 6) -> Arrays:
     rng = np.random.default_rng(seed)
     truth = rng.uniform(0, 256, (videos, n, frames, 2))
     tracks = truth + rng.normal(size=truth.shape) * rng.choice([0.3, 3.0, 12.0], (videos, n, frames, 1))
