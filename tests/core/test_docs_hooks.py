@@ -40,6 +40,12 @@ def test_all_hooks_are_looked_at():
 
 
 @pytest.mark.parametrize("hook", HOOKS)
+def test_another_test_implements_it(hook: str):
+    others = [path for path in Path(__file__).parents[1].rglob("test_*.py") if path.name != Path(__file__).name]
+    assert any(f"def {hook}(" in path.read_text(encoding="utf-8") for path in others)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
 def test_its_example_is_the_one_beside_the_code_and_works(hook: str):
     documentation = inspect.getdoc(HOOKS[hook])
     assert documentation is not None

@@ -55,7 +55,7 @@ def place(path: Path, line: int) -> str:
 
 def test_all_packages_are_looked_at():
     assert set(SOURCES) == {path.parent.name for path in ROOT.glob("packages/*/pyproject.toml")}
-    assert {"core", "data", "ovt"} <= set(SOURCES)
+    assert set(SOURCES) == {"core", "data", "ovt", "duoduo", "equivariance", "mvc_heads"}
 
 
 def test_core_imports_no_plugin():
@@ -102,6 +102,20 @@ def test_a_plugin_module_loads_nothing_heavy(package: str):
         f"import sys, {module}\n"
         "heavy = {'torch', 'lightning', 'torchvision', 'open_clip', 'timm', 'numpy', 'h5py', 'pydantic', 'typer'}\n"
         "print(' '.join(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.process
+def test_what_runs_before_a_run_starts_loads_no_torch():
+    """The registry with every plugin, the configuration, every command of the program, and the template."""
+    commands = [f"mvcore.cli.{path.stem}" for path in sorted((SOURCES["core"] / "cli").glob("[a-z]*.py"))]
+    light = ["mvcore", "mvcore.api", "mvcore.config", "mvcore.config_layers", "mvcore.resolution", "mvcore.new_plugin"]
+    code = (
+        f"import importlib, sys\nfor name in {[*light, *commands]!r}:\n    importlib.import_module(name)\n"
+        "from mvcore.plugins import load_plugins\nload_plugins(check_strict=False).commands()\n"
+        "print(' '.join(sorted({'torch', 'lightning', 'torchvision', 'open_clip', 'timm'} & set(sys.modules))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
