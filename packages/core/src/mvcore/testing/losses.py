@@ -84,7 +84,7 @@ def _examine(
         trial = _Trial(part, build.make(part, options), needs, example)
     if trial is None:
         return
-    with exam.check("value and gradient"):
+    with exam.check("value and gradient"), unchanged(torch_random=True):  # of the first call, which may set things up
         trial.whole = trial.measured(example)
         _check_gradients(trial)
     if not exam.passed("value and gradient"):
