@@ -102,6 +102,17 @@ def shown(table: LongTable, width: int = 80) -> str:
 # -- reading runs ----------
 
 
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_models_that_do_not_fit_stand_below_the_others(tmp_path: Path, width: int) -> None:
+    rows = {name: read_model(str(made_run(tmp_path / name, 0.1 * k))).results for k, name in enumerate("abcde")}
+    text = shown(table_of(rows, title="t"), width)
+    assert "…" not in text  # nothing is cut off
+    assert max(map(len, text.splitlines())) <= width
+    heads = [line.split() for line in text.splitlines() if set(line.split()) <= set("abcde") and line.strip()]
+    assert [name for head in heads for name in head] == list("abcde")
+    assert (len(heads) == 1) == (width == 200)
+
+
 def test_a_model_is_named_by_its_run_and_row(tmp_path: Path) -> None:
     run = made_run(tmp_path / "ovt-1", demo=True)
     tuned, untouched = read_model(str(run)), read_model(f"{run}:untouched")

@@ -20,6 +20,7 @@ from mvcore.evaluation.results import EvalResult, Figure
 from mvcore.report.tables import NO_VALUE, Column, Comparison, Results, compare
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table as RichTable
 
 _QUANTITIES = {
@@ -76,29 +77,31 @@ class LongTable:
         groups = list(dict.fromkeys(line.group for line in lines))
         return sorted(lines, key=lambda line: (groups.index(line.group), line.place))
 
-    def to_rich(self, *, binned: bool = False) -> RichTable:
-        """The table for the console.
+    def to_rich(self, *, binned: bool = False) -> Fitted:
+        """The table for the console, in as many parts below each other as its width asks for.
 
         Args:
             binned: with the bins of the curves.
         """
+        return Fitted(self, binned)
+
+    def part(self, models: Sequence[str], *, binned: bool) -> RichTable:
+        """The columns of some models."""
         from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
         from rich.text import Text
 
-        comparison = self.comparison
-        table = Table(title=escape(comparison.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.caption, table.caption_justify = escape(" ".join([comparison.note(), *self.notes])), "left"
-        table.add_column("")
-        for row in comparison.values:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for row in models:
             table.add_column(escape(row), justify="right", no_wrap=True)
         for group, lines in self.groups(binned=binned):
-            table.add_row(Text(group, style="bold"), *[""] * len(comparison.values))
+            table.add_row(Text(group, style="bold"), *[""] * len(models))
             for line in lines:
                 cells = [
                     Text(value, style="bold" if clear else "").append(f"\n{below}" if below else "", style="dim")
-                    for value, below, clear in (self._short(line, row) for row in comparison.values)
+                    for value, below, clear in (self._short(line, row) for row in models)
                 ]
                 table.add_row(f" {written(line)}", *cells)
         return table
@@ -176,6 +179,37 @@ class LongTable:
         """A model's figure and its difference to the baseline's."""
         comparison, name = self.comparison, line.column.name
         return comparison.values[row].get(name), comparison.differences.get(row, {}).get(name)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A long table as wide as the console: models that do not fit beside the others stand below them.
+
+    Args:
+        table: the table.
+        binned: with the bins of the curves.
+    """
+
+    table: LongTable
+    binned: bool
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        comparison = self.table.comparison
+        yield Text(comparison.title, style="italic")
+        waiting = list(comparison.values)
+        while waiting:
+            count = len(waiting)
+            while count > 1 and self._width(console, waiting[:count]) > options.max_width:
+                count -= 1
+            yield self.table.part(waiting[:count], binned=self.binned)
+            waiting = waiting[count:]
+        yield Text(" ".join([comparison.note(), *self.table.notes]), style="dim italic")
+
+    def _width(self, console: Console, models: Sequence[str]) -> int:
+        unbounded = console.options.update(max_width=10_000)
+        return console.measure(self.table.part(models, binned=self.binned), options=unbounded).maximum
 
 
 def table_of(
