@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from mvcore.paths import resolve_path
     from mvcore.report.figures import draw_heat_maps, draw_lines
     from mvcore.run_folder import read_config
-    from mvcore.types import Cameras, Features, ViewBatch
+    from mvcore.types import Cameras, Features, Tracks, ViewBatch
 
 _LAZY = {
     "attention_inputs": "mvcore.attention",
@@ -89,6 +89,7 @@ _LAZY = {
     "StreamDataset": "mvcore.parts",
     "Cameras": "mvcore.types",
     "Features": "mvcore.types",
+    "Tracks": "mvcore.types",
     "ViewBatch": "mvcore.types",
     "concatenate": "mvcore.packing",
     "label_ranks": "mvcore.evaluation.zero_shot",
@@ -141,6 +142,7 @@ __all__ = [
     "Stages",
     "StreamDataset",
     "Table",
+    "Tracks",
     "TrainerSpec",
     "ViewBatch",
     "ViewSegments",

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvcore.types import Cameras, ViewBatch, embedding_axis
+from mvcore.types import Cameras, Tracks, ViewBatch, embedding_axis
 
 
 def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
-    """One batch of all objects of `batches`, in order; captions, cameras, depth and masks stay with their views.
+    """One batch of all objects of `batches`, in order; captions, cameras, depth, masks, tracks stay with their views.
 
-    A field that only some batches have is kept where an absent value can be marked (cameras, depth: `*_valid`), and is
+    A field that only some batches have is kept where an absent value can be marked (cameras, depth, tracks), and is
     None otherwise. Images of unequal sizes, and embeddings and state that not all share in equal widths, are left out.
 
     Raises:
@@ -56,6 +56,7 @@ def concatenate(batches: Sequence[ViewBatch]) -> ViewBatch:
         counts=tuple(count for batch in batches for count in batch.counts),
         **_cat_cameras(batches),
         **_cat_depth(batches),
+        tracks=_cat_tracks(batches),
     )
 
 
@@ -108,6 +109,7 @@ def _objects(batch: ViewBatch, first: int, last: int) -> ViewBatch:
         depth=views(batch.depth),
         masks=views(batch.masks),
         depth_valid=views(batch.depth_valid),
+        tracks=None if batch.tracks is None else batch.tracks.map_tensors(lambda part: part[begin:end]),
         embeddings=aligned(batch.embeddings),
     )
 
@@ -162,3 +164,19 @@ def _cat_depth(batches: Sequence[ViewBatch]) -> dict[str, Any]:
             depth.append(batch.depth)
             valid.append(torch.ones(n, dtype=torch.bool, device=device) if known is None else known)
     return {"depth": torch.cat(depth), "depth_valid": torch.cat(valid)}
+
+
+def _cat_tracks(batches: Sequence[ViewBatch]) -> Tracks | None:
+    if all(batch.tracks is None for batch in batches):
+        return None
+    most = max(batch.tracks.ids.shape[1] for batch in batches if batch.tracks is not None)
+    parts: list[Tracks] = []
+    for batch in batches:
+        found = Tracks.none(batch.n_views, 0, batch.device) if batch.tracks is None else batch.tracks
+        room = Tracks.none(batch.n_views, most - found.ids.shape[1], batch.device)
+        parts.append(Tracks(*(torch.cat(pair, dim=1) for pair in zip(_parts(found), _parts(room), strict=True))))
+    return Tracks(*(torch.cat(same) for same in zip(*map(_parts, parts), strict=True)))
+
+
+def _parts(tracks: Tracks) -> tuple[Tensor, Tensor, Tensor]:
+    return tracks.points, tracks.ids, tracks.xyz

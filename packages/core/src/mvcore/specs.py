@@ -38,7 +38,9 @@ CORE_AXES: Mapping[str, Axis] = MappingProxyType(
 )
 """The features that core defines, and what their rows stand for."""
 
-BATCH_FIELDS = frozenset({"images", "captions", "cameras", "depth", "masks", "object_ids", "view_ids", "embeddings"})
+BATCH_FIELDS = frozenset(
+    {"images", "captions", "cameras", "depth", "masks", "tracks", "object_ids", "view_ids", "embeddings"}
+)
 """Fields of a ViewBatch that a part may need; the batch's layout is open to all."""
 
 STATE = "state:"

@@ -1,7 +1,7 @@
 """The types that every part shares: a packed batch of views, and the features computed from it.
 
 N is the number of views in a batch, B of objects, T of captions, D of embedding dimensions. Views are packed along
-dimension 0, the views of one object adjacent; there is no padding anywhere.
+dimension 0, the views of one object adjacent; nothing but tracks is padded.
 """
 
 from __future__ import annotations
@@ -34,6 +34,34 @@ class Cameras:
 
 
 @dataclass(frozen=True)
+class Tracks:
+    """Points of space that N views show, padded to the most that one of them shows.
+
+    Padded, so that views stay along dimension 0 as everywhere: a batch is cut, joined and moved by its rows.
+
+    Args:
+        points: (N, M, 2) float32, (x, y) in pixels of the image as it is in the batch, centres at +0.5.
+        ids: (N, M) int64, which point of its object each is, the same in each view, none twice in a view; -1 = none.
+        xyz: (N, M, 3) float32, where it is, in the world of the cameras.
+    """
+
+    points: Tensor
+    ids: Tensor
+    xyz: Tensor
+
+    @staticmethod
+    def none(views: int, points: int, device: torch.device | str = "cpu") -> Tracks:
+        """Room for so many points of so many views, without any."""
+        ids = torch.full((views, points), -1, dtype=torch.int64, device=device)
+        places = (torch.zeros(views, points, k, device=device) for k in (2, 3))
+        return Tracks(next(places), ids, next(places))
+
+    def map_tensors(self, change: Callable[[Any], Any]) -> Tracks:
+        """The same with every tensor changed."""
+        return Tracks(change(self.points), change(self.ids), change(self.xyz))
+
+
+@dataclass(frozen=True)
 class ViewBatch:
     """B objects seen in N views, packed.
 
@@ -50,6 +78,7 @@ class ViewBatch:
         depth: (N, H, W) float32 z-depth in object units, 0 = none; or None.
         masks: (N, H, W) bool, True = object; or None.
         depth_valid: (N,) bool, which views have depth; or None.
+        tracks: points of space that the views show; or None.
         embeddings: `<tag>/image` (N, D) and `<tag>/text` (T, D).
         state: what trainers publish, by name without the prefix `state:`, aligned with objects or views.
         object_of_view: (N,) int64. Made from `view_counts`, as are those after it; on the host, so that no step syncs.
@@ -71,6 +100,7 @@ class ViewBatch:
     depth: Tensor | None = None
     masks: Tensor | None = None
     depth_valid: Tensor | None = None
+    tracks: Tracks | None = None
     embeddings: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     state: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     object_of_view: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -132,6 +162,8 @@ class ViewBatch:
         if self.cameras is not None:
             lengths["intrinsics"] = (self.cameras.intrinsics, self.n_views)
             lengths["world_to_camera"] = (self.cameras.world_to_camera, self.n_views)
+        if self.tracks is not None:
+            lengths |= {f"tracks.{name}": (part, self.n_views) for name, part in vars(self.tracks).items()}
         for key, tensor in self.embeddings.items():
             lengths[f"embeddings[{key!r}]"] = (tensor, self.sizes[embedding_axis(key)])
         for name, (tensor, length) in lengths.items():
@@ -184,6 +216,8 @@ class ViewBatch:
             value = getattr(self, item.name)
             if isinstance(value, Cameras):
                 values[item.name] = Cameras(change(value.intrinsics), change(value.world_to_camera))
+            elif isinstance(value, Tracks):
+                values[item.name] = value.map_tensors(change)
             elif item.name in ("embeddings", "state"):
                 values[item.name] = {key: change(tensor) for key, tensor in value.items()}
             elif hasattr(value, "dtype"):

@@ -57,7 +57,7 @@ def gather(features: Features, batch: ViewBatch, state_axes: Mapping[str, Axis])
 
 
 def _layout(batch: ViewBatch) -> ViewBatch:
-    bare = replace(batch, images=None, depth=None, depth_valid=None, masks=None, embeddings={}, state={})
+    bare = replace(batch, images=None, depth=None, depth_valid=None, masks=None, tracks=None, embeddings={}, state={})
     return bare.to("cpu")
 
 

@@ -217,7 +217,7 @@ def _check_given(batch: ViewBatch, source: SourceSpecification) -> None:
     Raises:
         PluginError: names the source and the field.
     """
-    for name in ("images", "cameras", "depth", "masks"):
+    for name in ("images", "cameras", "depth", "masks", "tracks"):
         if name in source.dataset.provides and getattr(batch, name) is None:
             raise PluginError(
                 f"data.{source.name}: {type(source.dataset).__name__} says that it provides {name}, and gave none (or "
