@@ -44,7 +44,7 @@ class CheckReport:
 def check_store(
     path: str | os.PathLike[str], *, untrusted: bool = False, seconds: float | None = None, memory: int = MEMORY_BYTES
 ) -> CheckReport:
-    """Reads everything in a store: every checksum, image, depth map, mask, camera, caption and range.
+    """Reads everything in a store: every checksum, image, depth map, mask, track, camera, caption and range.
 
     Args:
         path: a shard or the folder of a store.
@@ -90,9 +90,9 @@ def _check(path: Path) -> CheckReport:
 
 
 def problems_of(store: ViewStore, v: int) -> list[str]:
-    """What is wrong with a view, its depth map and its mask, a line each."""
+    """What is wrong with a view, its depth map, its mask and its tracks, a line each."""
     problems: list[str] = []
-    for read in (store.image, store.depth, store.mask):
+    for read in (store.image, store.depth, store.mask, store.tracks):
         try:
             read(v)
         except DataError as error:

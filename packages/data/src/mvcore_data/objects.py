@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from mvcore_data import decode
 from mvcore_data.schema import MAX_NAME_BYTES
+from mvcore_data.tracks import check_same_places, encode_tracks
 
 View: TypeAlias = "bytes | bytearray | memoryview | NDArray[np.uint8]"
 Camera: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
+GivenTracks: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class EncodedView:
     camera: Camera | None
     depth: tuple[bytes, float] | None
     mask: bytes | None
+    tracks: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,11 @@ class EncodedObject:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all its images, depth maps and masks."""
-        return sum(len(v.data) + len(v.depth[0] if v.depth else b"") + len(v.mask or b"") for v in self.views)
+        """Bytes of all its images, depth maps, masks and tracks."""
+        return sum(
+            len(v.data) + len(v.depth[0] if v.depth else b"") + len(v.mask or b"") + len(v.tracks or b"")
+            for v in self.views
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ def encode_object(
     cameras: Sequence[tuple[ArrayLike, ArrayLike] | None] | None,
     depth: Sequence[ArrayLike | None] | None,
     masks: Sequence[ArrayLike | None] | None,
+    tracks: Sequence[GivenTracks | None] | None = None,
 ) -> EncodedObject:
     """Checks and encodes one object.
 
@@ -83,7 +90,8 @@ def encode_object(
     if n == 0:
         raise DataError(f"object {name!r} has no views; give at least one image")
     lists: list[Sequence[Any]] = []
-    for what, values in (("view_captions", view_captions), ("cameras", cameras), ("depth", depth), ("masks", masks)):
+    given = {"view_captions": view_captions, "cameras": cameras, "depth": depth, "masks": masks, "tracks": tracks}
+    for what, values in given.items():
         if values is not None and len(values) != n:
             raise DataError(f"object {name!r}: {len(values)} {what} for {n} views; give one (or None) for each view")
         lists.append([None] * n if values is None else values)
@@ -91,6 +99,7 @@ def encode_object(
         _encode_view(f"object {name!r}, view {k}", view, image_format, *extras)
         for k, (view, *extras) in enumerate(zip(views, *lists, strict=True))
     )
+    check_same_places(f"object {name!r}", [view.tracks for view in encoded])
     return EncodedObject(name, encoded, _texts(f"object {name!r}", captions), names)
 
 
@@ -102,6 +111,7 @@ def _encode_view(
     camera: tuple[ArrayLike, ArrayLike] | None,
     depth: ArrayLike | None,
     mask: ArrayLike | None,
+    tracks: GivenTracks | None,
 ) -> EncodedView:
     data, codec, size = _encode_image(owner, view, image_format)
     return EncodedView(
@@ -112,6 +122,7 @@ def _encode_view(
         None if camera is None else _checked_camera(owner, camera),
         None if depth is None else decode.encode_depth(_of_size(owner, "depth", depth, size)),
         None if mask is None else decode.encode_mask(_of_size(owner, "mask", mask, size) != 0),
+        None if tracks is None else encode_tracks(owner, tracks, size),
     )
 
 

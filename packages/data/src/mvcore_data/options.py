@@ -143,6 +143,7 @@ class ViewsOptions(ImageOptions):
             vectors too.
         depth: load depth, where a view has it; `only` leaves out views, and with them objects, that have none.
         masks: load masks; every view must have one.
+        tracks: load the points of space that a view shows, where it has them; those that leave the image are dropped.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
         captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
         embeddings: stored vectors to give with the views drawn and with their captions: tags of `mvcore data embed`, or
@@ -161,6 +162,7 @@ class ViewsOptions(ImageOptions):
     cache: Literal["none", "memory"] = "none"
     depth: bool | Literal["only"] = False
     masks: bool = False
+    tracks: bool = False
     captions: Literal["all", "random", "none"] = "all"
     captions_from: str | None = None
     embeddings: tuple[str, ...] | dict[str, str] = ()
@@ -179,7 +181,7 @@ class ViewsOptions(ImageOptions):
         if self.captions_from is not None and self.tags:
             raise ValueError("embeddings are of the store's own captions; leave out captions_from or embeddings")
         if not self.images:
-            for name in ("augment", "masks", "depth"):
+            for name in ("augment", "masks", "depth", "tracks"):
                 if getattr(self, name):
                     raise ValueError(f"{name} goes with images; set images to true or leave {name} out")
             if self.cache != "none" and not self.tags:

@@ -275,6 +275,7 @@ def _add_object(job: _Job, writer: ViewStoreWriter, item: SourceObject, licence:
             cameras=[view.camera for view in ready],
             depth=[view.depth for view in ready],
             masks=[view.mask for view in ready],
+            tracks=[view.tracks for view in ready],
             licence=licence,
             source=item.source or job.defaults.source,
             creator=item.creator or job.defaults.creator,

@@ -8,13 +8,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from mvcore.api import Cameras
+from mvcore.api import Cameras, Tracks
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcore_data.augmentation import Augmentation, crop_window, in_pixels, jitter_colours
 from mvcore_data.options import ImageOptions
-from mvcore_data.transforms import Fit, Matrices, Window, cut_image, cut_map, fit_window, move_cameras, warp
+from mvcore_data.tracks import Tracks as StoredTracks
+from mvcore_data.transforms import (
+    Fit,
+    Matrices,
+    Window,
+    cut_image,
+    cut_map,
+    fit_window,
+    move_cameras,
+    move_points,
+    warp,
+)
 
 Camera: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
 Generators: TypeAlias = Sequence[tuple[np.random.Generator, int]]
@@ -120,6 +131,24 @@ class Pipeline:
         known = valid & np.array([camera is not None for camera in cameras])
         pair = (torch.from_numpy(part.astype(np.float32)) for part in (intrinsics, world_to_camera))
         return {"cameras": Cameras(*pair), "camera_valid": torch.from_numpy(known)}
+
+    def tracks(self, tracks: Sequence[StoredTracks | None], placed: Placed) -> Tracks:
+        """The batch's tracks, moved as the pixels are; points that leave the image are dropped."""
+        given = [(row, found) for row, found in enumerate(tracks) if found is not None]
+        rows = np.repeat([row for row, _ in given], [len(found.ids) for _, found in given]).astype(np.int64)
+        points = np.concatenate([np.zeros((0, 2)), *(found.points for _, found in given)])
+        ids = np.concatenate([np.zeros(0, np.int64), *(found.ids for _, found in given)])
+        xyz = np.concatenate([np.zeros((0, 3), np.float32), *(found.xyz for _, found in given)])
+        points = move_points(points[:, None], placed.matrices()[rows])[:, 0]
+        inside = ((points >= 0) & (points < self.side)).all(1)
+        points, ids, xyz, rows = points[inside], ids[inside], xyz[inside], rows[inside]
+        counts = np.bincount(rows, minlength=len(tracks))
+        column = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        padded = Tracks.none(len(tracks), int(counts.max(initial=0)))
+        padded.points.numpy()[rows, column] = points
+        padded.ids.numpy()[rows, column] = ids
+        padded.xyz.numpy()[rows, column] = xyz
+        return padded
 
     def _window(self, height: int, width: int) -> Window:
         if (height, width) not in self._windows:

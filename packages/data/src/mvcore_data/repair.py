@@ -45,8 +45,8 @@ def repair_store(
 ) -> RepairReport:
     """Writes a new store without what is damaged; the old one is only read.
 
-    Kept are images, depth, masks and captions byte for byte, cameras, names, and the splits. A store appears at `out`
-    when all of it is written, or not at all.
+    Kept are images, depth, masks, tracks and captions byte for byte, cameras, names, and the splits. A store appears at
+    `out` when all of it is written, or not at all.
 
     Args:
         path: a store, or a single shard.
@@ -103,6 +103,7 @@ def _encoded_view(store: ViewStore, v: int) -> EncodedView:
         store.camera(v),
         store.encoded_depth(v),
         store.encoded_mask(v),
+        store.encoded_tracks(v),
     )
 
 

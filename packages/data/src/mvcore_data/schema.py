@@ -10,9 +10,10 @@ A shard is one immutable HDF5 file. N is its number of views, O of objects, T of
     /cameras     K f4 (N,3,3), w2c f4 (N,4,4), valid bool (N,)
     /depth       blob u1, offset i8 (N+1,), crc32 u4 (N,), scale f4 (N,): 16-bit PNG, depth = value * scale, 0 = none
     /masks       blob u1, offset i8 (N+1,), crc32 u4 (N,): 8-bit PNG, 255 = object
+    /tracks      blob u1, offset i8 (N+1,), crc32 u4 (N,): records (x y X Y Z f4, id i8) by rising id; see `tracks.py`
 
-Blobs are contiguous and unfiltered, so that a view is one `pread` away; `captions`, `cameras`, `depth`, `masks` and the
-tables of `meta` and `/objects/creator` may be absent, and other groups are ignored.
+Blobs are contiguous and unfiltered, so that a view is one `pread` away; `captions`, `cameras`, `depth`, `masks`,
+`tracks` and the tables of `meta` and `/objects/creator` may be absent, and other groups are ignored.
 """
 
 from __future__ import annotations

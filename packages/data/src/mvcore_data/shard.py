@@ -21,6 +21,7 @@ from zlib_ng.zlib_ng import crc32  # zlib's own at five times its speed
 from mvcore_data import probe, seal
 from mvcore_data.schema import CODECS, MAX_PIXELS, MAX_SIDE, TABLES
 from mvcore_data.tables import Blob, Tables, open_hdf5
+from mvcore_data.tracks import RECORD
 
 _LARGEST_SCALE = np.finfo(np.float32).max / 65535
 
@@ -74,6 +75,10 @@ class Shard:
     def encoded_mask(self, v: int) -> bytes:
         """View v's mask PNG; empty where it has none."""
         return b"" if self.masks is None else self._entry(self.masks, v, "the mask of view")
+
+    def encoded_tracks(self, v: int) -> bytes:
+        """View v's tracks as records; empty where it has none."""
+        return b"" if self.tracks is None else self._entry(self.tracks, v, "the tracks of view")
 
     def label(self, v: int) -> str:
         """How messages name view v."""
@@ -149,8 +154,10 @@ class Shard:
         self.depth = reader.blob("depth", n_views) if reader.holds("depth") else None
         self.depth_scale = reader.array("depth/scale", "f4", (n_views,)) if reader.holds("depth") else None
         self.masks = reader.blob("masks", n_views) if reader.holds("masks") else None
+        self.tracks = reader.blob("tracks", n_views) if reader.holds("tracks") else None
         self._check(reader.require)
-        blobs = tuple(sorted((b.start, b.length) for b in (self.views, self.depth, self.masks) if b is not None))
+        found = (self.views, self.depth, self.masks, self.tracks)
+        blobs = tuple(sorted((b.start, b.length) for b in found if b is not None))
         if self.seal is not None:
             reader.require(self.seal.blobs == blobs, "its blobs are not where its seal says")
 
@@ -234,6 +241,8 @@ class Shard:
         fits = (side > 0).all() and (side <= MAX_SIDE).all() and (side.prod(1) <= MAX_PIXELS).all()
         require(bool(fits), f"/views/size holds an image without pixels or of more than {MAX_PIXELS}")
         require(len(set(self.ids)) == len(self.ids) and all(self.ids), "object ids are empty or repeated")
+        whole = self.tracks is None or not np.any(np.diff(self.tracks.offset) % RECORD.itemsize)
+        require(whole, "/tracks/offset does not hold whole records")
         scale = self.depth_scale
         require(
             scale is None or bool(np.all((scale > 0) & (scale <= _LARGEST_SCALE))),

@@ -144,8 +144,8 @@ class ShardWriter:
         self._captions += [(text, v) for text in view.captions]
         self._cameras.append(view.camera)
         self._depth_scale.append(1.0 if view.depth is None else view.depth[1])
-        for name, data in (("depth", view.depth and view.depth[0]), ("masks", view.mask)):
-            if data is not None and name not in self._blobs:
+        for name, data in (("depth", view.depth and view.depth[0]), ("masks", view.mask), ("tracks", view.tracks)):
+            if data and name not in self._blobs:
                 self._open_blob(name)
                 for _ in range(v):
                     self._blobs[name].add(b"")
@@ -166,7 +166,7 @@ class ShardWriter:
             blob.discard()
         shard = Shard(self.temporary, written, trusted=True)
         for v in range(shard.n_views):
-            for read in (shard.encoded, shard.encoded_depth, shard.encoded_mask):
+            for read in (shard.encoded, shard.encoded_depth, shard.encoded_mask, shard.encoded_tracks):
                 read(v)  # against its CRC
         shard.remember()
         shard.close()

@@ -15,6 +15,7 @@ from mvcore_data import decode
 from mvcore_data.image_structure import ImageInfo, missing
 from mvcore_data.importers.base import SourceView
 from mvcore_data.source_images import Colour, UnusableError
+from mvcore_data.tracks import Tracks
 
 _PIL_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _OPAQUE = 128  # alpha from here on counts as object
@@ -41,6 +42,7 @@ class ReadyView(NamedTuple):
     camera: tuple[ArrayLike, ArrayLike] | None
     depth: NDArray[Any] | None
     mask: NDArray[Any] | None
+    tracks: Tracks | None
     reencoded: str
 
 
@@ -49,7 +51,8 @@ def prepare_view(view: SourceView, treatment: Treatment) -> ReadyView:
 
     An alpha channel is put on the background and becomes the mask where the source gives none, unless it is opaque.
     An EXIF rotation is applied; as a camera, depth or mask may mean the turned pixels or the others, a view that has
-    both is left out. A smaller size moves the camera with the pixels: with centres at +0.5, `K' = diag(s_x, s_y, 1) K`.
+    both is left out. A smaller size moves camera and tracks with the pixels: with centres at +0.5,
+    `K' = diag(s_x, s_y, 1) K`.
 
     Raises:
         UnusableError: damaged, truncated, too large, or no single 8-bit JPEG, PNG or WebP image.
@@ -66,7 +69,7 @@ def _from_bytes(data: bytes, view: SourceView, treatment: Treatment) -> ReadyVie
     info = _usable(lambda: decode.inspect(data, "image"))
     if lack := missing(data, info.codec):
         raise UnusableError(lack)
-    if info.rotated and (view.camera is not None or view.depth is not None or view.mask is not None):
+    if info.rotated and any(part is not None for part in (view.camera, view.depth, view.mask, view.tracks)):
         raise UnusableError("an EXIF rotation beside a camera, depth or mask; turn its pixels upright first")
     smaller = treatment.resize is not None and min(info.height, info.width) > treatment.resize
     if info.alpha or info.rotated or smaller:
@@ -76,7 +79,8 @@ def _from_bytes(data: bytes, view: SourceView, treatment: Treatment) -> ReadyVie
     if treatment.decode:
         _usable(lambda: decode.decode_image(data, info.codec, (info.height, info.width), "image"))
     size = (info.height, info.width)
-    return ReadyView(data, view.camera, _map(view.depth, "depth", size), _map(view.mask, "mask", size), "")
+    depth, mask = _map(view.depth, "depth", size), _map(view.mask, "mask", size)
+    return ReadyView(data, view.camera, depth, mask, view.tracks, "")
 
 
 def _usable(read: Callable[[], Any]) -> Any:
@@ -107,15 +111,18 @@ def _from_pixels(given: Any) -> Image.Image:
 def _changed(image: Image.Image, why: str, codec: str, view: SourceView, treatment: Treatment) -> ReadyView:
     size = (image.height, image.width)
     depth, mask = _map(view.depth, "depth", size), _map(view.mask, "mask", size)
-    camera = view.camera
+    camera, tracks = view.camera, view.tracks
     if image.mode == "RGBA":
         image, alpha = _on_background(image, treatment.background, view.name)
         mask = alpha if mask is None else mask
     if treatment.resize is not None and min(size) > treatment.resize:
         image, camera, depth, mask = _resized(image, treatment.resize, camera, depth, mask)
+        if tracks is not None:
+            stretch = np.array(image.size) / np.array(size[::-1])
+            tracks = tracks._replace(points=(tracks.points * stretch).astype(np.float32))
         why = f"{why}, resized" if why and why != "pixels" else "resized"
     data = decode.encode_image(np.asarray(image), codec, 95)
-    return ReadyView(data, camera, depth, mask, why)
+    return ReadyView(data, camera, depth, mask, tracks, why)
 
 
 def _map(read: Callable[[], ArrayLike] | None, what: str, size: tuple[int, int]) -> NDArray[Any] | None:

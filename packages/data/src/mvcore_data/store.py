@@ -18,6 +18,7 @@ from mvcore_data import decode
 from mvcore_data.index import Index, ShardEntry, read_index
 from mvcore_data.schema import CODECS
 from mvcore_data.shard import Shard
+from mvcore_data.tracks import Tracks, decode_tracks
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class ViewStore:
     def __len__(self) -> int:
         return self._first_object[-1]
 
-    def holds(self, what: Literal["cameras", "captions", "depth", "masks"]) -> bool:
+    def holds(self, what: Literal["cameras", "captions", "depth", "masks", "tracks"]) -> bool:
         """Whether any shard has a table of these, without a look at each view."""
         if what == "captions":
             return any(shard.n_captions for shard in self._shards)
@@ -173,6 +174,12 @@ class ViewStore:
         label = f"{self._shards[n].label(local)}: mask"
         return None if stored is None else decode.decode_mask(stored, self.size(v), label)
 
+    def tracks(self, v: int) -> Tracks | None:
+        """View v's points of space that other views show too: `points` (M, 2), `ids` (M,), `xyz` (M, 3); or None."""
+        n, local = self._view(v)
+        stored = self.encoded_tracks(v)
+        return None if stored is None else decode_tracks(stored, self.size(v), self._shards[n].label(local))
+
     def encoded_depth(self, v: int) -> tuple[bytes, float] | None:
         """View v's depth map as it is stored, a 16-bit PNG, and its scale: depth = value * scale; or None."""
         n, local = self._view(v)
@@ -185,6 +192,11 @@ class ViewStore:
         n, local = self._view(v)
         return self._shards[n].encoded_mask(local) or None
 
+    def encoded_tracks(self, v: int) -> bytes | None:
+        """View v's tracks as they are stored, or None."""
+        n, local = self._view(v)
+        return self._shards[n].encoded_tracks(local) or None
+
     def has_depth(self, v: int) -> bool:
         """Whether view v has depth."""
         n, local = self._view(v)
@@ -195,6 +207,12 @@ class ViewStore:
         """Whether view v has a mask."""
         n, local = self._view(v)
         blob = self._shards[n].masks
+        return blob is not None and bool(blob.offset[local + 1] > blob.offset[local])
+
+    def has_tracks(self, v: int) -> bool:
+        """Whether view v has tracks."""
+        n, local = self._view(v)
+        blob = self._shards[n].tracks
         return blob is not None and bool(blob.offset[local + 1] > blob.offset[local])
 
     def captions(self, i: int) -> list[str]:

@@ -162,6 +162,8 @@ class Views:
             fields["depth_valid"] = torch.tensor([self.store.has_depth(view) for view in views])
         if self.options.masks:
             fields["masks"] = self._pipeline.maps([self.store.mask(view) for view in views], placed, np.bool_)
+        if self.options.tracks:
+            fields["tracks"] = self._pipeline.tracks([self.store.tracks(view) for view in views], placed)
         return ViewBatch.make(counts, object_ids=torch.tensor(objects), view_ids=torch.from_numpy(ids), **fields)
 
     def _generators(self, counts: list[int], rng_of: Callable[[int], np.random.Generator] | None) -> Generators | None:
@@ -257,6 +259,7 @@ class Views:
         stored.require({**model, **transform_key(self.options, self.image_size)})
         other = copy(self)
         update = {"images": False, "embeddings": {tag: stored.tag}, "depth": False, "masks": False, "cache": "none"}
+        update["tracks"] = False
         other.options = self.options.model_copy(update={**update, "augment": ()})
         other._stored, other._cache = {tag: stored}, None
         other.provides = other._provided()
@@ -299,7 +302,7 @@ class Views:
             provides.add("cameras")
         if self.options.captions != "none" and self._has_captions():
             provides.add("captions")
-        return frozenset(provides | {name for name in ("depth", "masks") if getattr(self.options, name)})
+        return frozenset(provides | {name for name in ("depth", "masks", "tracks") if getattr(self.options, name)})
 
     def _has_captions(self) -> bool:
         if self._written is not None:
@@ -311,7 +314,7 @@ class Views:
     @property
     def _placed(self) -> bool:
         """Something of a batch depends on where its pixels come from."""
-        return self.options.images or bool(self.provides & {"cameras", "depth", "masks"})
+        return self.options.images or bool(self.provides & {"cameras", "depth", "masks", "tracks"})
 
     @cached_property
     def _views_captioned(self) -> bool:
@@ -333,6 +336,11 @@ class Views:
     def _check_maps(self) -> None:
         if self.options.depth and not any(map(self.store.has_depth, self._all_views())):
             raise DataError(f"{self.path}: depth: true, but no view of the source has depth")
+        if self.options.tracks and not any(map(self.store.has_tracks, self._all_views())):
+            raise DataError(
+                f"{self.path}: tracks: true, but no view of the source has tracks; pack a COLMAP model with "
+                "'mvcore data pack SRC OUT --option tracks=true'"
+            )
         for number, ids in zip(self._objects, self._views, strict=True) if self.options.masks else ():
             if missing := sum(not self.store.has_mask(view) for view in ids):
                 raise DataError(

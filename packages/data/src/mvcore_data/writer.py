@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mvcore_data.index import Index, ShardEntry, commit_index, stage_index, sync_folder
 from mvcore_data.lock import LOCK_NAME, StoreLock
-from mvcore_data.objects import EncodedObject, ImageFormat, View, encode_object
+from mvcore_data.objects import EncodedObject, GivenTracks, ImageFormat, View, encode_object
 from mvcore_data.schema import CODECS, INDEX_NAME, SHARD_PATTERN, SHARD_SUFFIXES
 from mvcore_data.shard_writer import ShardWriter
 
@@ -79,6 +79,7 @@ class ViewStoreWriter:
         cameras: Sequence[tuple[ArrayLike, ArrayLike] | None] | None = None,
         depth: Sequence[ArrayLike | None] | None = None,
         masks: Sequence[ArrayLike | None] | None = None,
+        tracks: Sequence[GivenTracks | None] | None = None,
         licence: str | None = None,
         source: str | None = None,
         creator: str | None = None,
@@ -97,6 +98,8 @@ class ViewStoreWriter:
                 axes; or None.
             depth: for each view (H, W) z-depth in object units, 0 = none; or None.
             masks: for each view (H, W), non-zero = object; or None.
+            tracks: for each view points of space that it shows, as (points (M, 2) in pixels with centres at +0.5, ids
+                (M,), xyz (M, 3) in the cameras' frame), in any order; or None. An id is the same point in all views.
             licence: of the images, best an SPDX id.
             source: where the object came from.
             creator: who made it.
@@ -116,6 +119,7 @@ class ViewStoreWriter:
             cameras=cameras,
             depth=depth,
             masks=masks,
+            tracks=tracks,
         )
         self.add_encoded(item)
 
@@ -224,7 +228,7 @@ class ViewStoreWriter:
             raise DataError(f"{self.path}: exists already; give another name")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = StoreLock(self.path.with_name(f"{self.path.name}.lock"))
-        for name in ("", ".views", ".depth", ".masks"):
+        for name in ("", ".views", ".depth", ".masks", ".tracks"):
             self.path.with_name(f"{self.path.name}{name}.tmp").unlink(missing_ok=True)
         return lock
 

@@ -16,6 +16,8 @@ import numpy as np
 from mvcore.api import Options
 from numpy.typing import ArrayLike, NDArray
 
+from mvcore_data.tracks import Tracks
+
 Image: TypeAlias = "bytes | NDArray[np.uint8]"
 """An encoded JPEG, PNG or WebP file, or (H, W, 3 or 4) uint8 RGB or RGBA."""
 
@@ -31,6 +33,7 @@ class SourceView:
         camera: (intrinsics (3, 3) in pixels of this image, centres at +0.5; world_to_camera (4, 4)), OpenCV axes.
         depth: gives (H, W) z-depth in object units, 0 = none.
         mask: gives (H, W), non-zero = object. Without one, an image's alpha channel becomes its mask.
+        tracks: points of space that it shows, in pixels of this image.
     """
 
     name: str
@@ -39,6 +42,7 @@ class SourceView:
     camera: tuple[ArrayLike, ArrayLike] | None = None
     depth: Callable[[], ArrayLike] | None = None
     mask: Callable[[], ArrayLike] | None = None
+    tracks: Tracks | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ class ColmapOptions(Options):
         model: the folder of the sparse model, relative to the object's; default: `sparse/0`, `sparse` or the object's.
         masks: a folder of masks, relative to the object's: `NAME.png` for the image NAME or for its name without
             suffix; default: `masks`, where there is one.
+        tracks: keep where each image shows the model's points, and where in space they are.
     """
 
     views: int | None = Field(default=None, ge=1)
@@ -43,6 +44,7 @@ class ColmapOptions(Options):
     images: str = "images"
     model: str | None = None
     masks: str = "masks"
+    tracks: bool = False
 
 
 def model_folder(folder: Path, model: str | None = None) -> Path | None:
@@ -74,7 +76,7 @@ def open_source(path: Path, options: ColmapOptions) -> Source:
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     if _is_object(path, options):
-        model = read_model(_model(path, options))
+        model = read_model(_model(path, options), tracks=options.tracks)
         return Source(lambda skipped: iter([_object(path, Root(path), path, options, model, skipped)]), 1)
     return Source(lambda skipped: _objects(path, options, skipped))
 
@@ -90,7 +92,7 @@ def _objects(path: Path, options: ColmapOptions, skipped: Skipped) -> Iterator[S
     root = Root(path)
     for folder in scene_folders(path, skipped, _LEVELS, lambda folder: _is_object(folder, options)):
         try:
-            model = read_model(_model(folder, options))
+            model = read_model(_model(folder, options), tracks=options.tracks)
         except DataError as error:
             skipped.add("a COLMAP model that cannot be read", str(error))
             continue

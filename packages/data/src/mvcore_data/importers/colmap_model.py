@@ -1,23 +1,27 @@
 """A COLMAP sparse model: cameras and images, binary or text, read with bounds.
 
-Format: https://colmap.github.io/format.html. Points are not read. Newer files `rigs` and `frames` are not needed, since
-`cameras` and `images` stayed as they were. The quaternion is Hamilton's (w, x, y, z) and turns world to camera; axes
-are x right, y down, z forward; the upper left corner of an image has the coordinate (0, 0) and its first pixel's centre
-(0.5, 0.5) (https://github.com/colmap/colmap/blob/main/src/colmap/sensor/models.h): all as in a store.
+Format: https://colmap.github.io/format.html. Points are read where tracks are asked for
+(`colmap_points.py`). Newer files `rigs` and `frames` are not needed, since `cameras` and `images` stayed as they were.
+The quaternion is Hamilton's (w, x, y, z) and turns world to camera; axes are x right, y down, z forward; the upper left
+corner of an image has the coordinate (0, 0) and its first pixel's centre (0.5, 0.5)
+(https://github.com/colmap/colmap/blob/main/src/colmap/sensor/models.h): all as in a store.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from mvcore.api import DataError
+from numpy.typing import NDArray
 
 from mvcore_data.importers.cameras import Size, from_quaternion, pinhole
+from mvcore_data.importers.colmap_files import COUNT, BinaryFile, skip_line, text_line
+from mvcore_data.importers.colmap_points import OBSERVATION, observations_of_text, read_points, tracks_of
 from mvcore_data.importers.lens import FOCAL_LENGTHS, lens_of
 from mvcore_data.importers.scenes import Camera
 
@@ -44,10 +48,6 @@ _MODELS = {  # number in binary files: name, number of parameters
 _PARAMETERS = dict(_MODELS.values())
 _CAMERA = struct.Struct("<iiQQ")
 _IMAGE = struct.Struct("<i4d3di")
-_COUNT = struct.Struct("<Q")
-_POINT_BYTES = 24
-_MAX_NAME_BYTES = 4096
-_MAX_LINE = 1 << 16
 MODEL_FILES = ("cameras", "images")
 
 
@@ -68,8 +68,21 @@ def model_suffix(folder: Path) -> str | None:
     return None
 
 
-def read_model(folder: Path) -> dict[str, Camera]:
+class _Image(NamedTuple):
+    """An image of `images`; None in the place of observations that nobody asked for."""
+
+    name: str
+    camera_id: int
+    pose: tuple[float, ...]
+    observations: NDArray[Any] | None
+
+
+def read_model(folder: Path, *, tracks: bool = False) -> dict[str, Camera]:
     """The cameras of a sparse model by the names of their images.
+
+    Args:
+        folder: of the model.
+        tracks: read which of the model's points each image observed, too.
 
     Raises:
         DataError: no model, or a file of it is damaged or contradicts itself.
@@ -77,17 +90,21 @@ def read_model(folder: Path) -> dict[str, Camera]:
     suffix = model_suffix(folder)
     if suffix is None:
         raise DataError(f"{folder}: holds no COLMAP model (cameras and images, .bin or .txt)")
-    readers = (_cameras_binary, _images_binary) if suffix == ".bin" else (_cameras_text, _images_text)
+    cameras, images = (_cameras_binary, _images_binary) if suffix == ".bin" else (_cameras_text, _images_text)
     cameras_file, images_file = (folder / f"{name}{suffix}" for name in MODEL_FILES)
     try:
-        lenses = dict(readers[0](cameras_file))
+        lenses = dict(cameras(cameras_file))
         found: dict[str, Camera] = {}
-        for name, camera_id, pose in readers[1](images_file):
+        places = read_points(folder, suffix) if tracks else {}
+        for name, camera_id, pose, observations in images(images_file, tracks):
+            owner = f"{images_file}: image {name!r}"
             if camera_id not in lenses:
-                raise DataError(f"{images_file}: image {name!r} has camera {camera_id}, which is not in the model")
+                raise DataError(f"{owner} has camera {camera_id}, which is not in the model")
             if name in found:
-                raise DataError(f"{images_file}: image {name!r} stands there twice")
-            found[name] = _camera(lenses[camera_id], pose)
+                raise DataError(f"{owner} stands there twice")
+            camera = found[name] = _camera(lenses[camera_id], pose)
+            if observations is not None:
+                found[name] = replace(camera, observed=tracks_of(observations, places, owner))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
     return found
@@ -106,52 +123,9 @@ def _camera(lens: Lenses, pose: tuple[float, ...]) -> Camera:
     )
 
 
-class _Binary:
-    """A binary file whose every length is checked against what is left of it."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file = file
-        self._path = path
-        self._left = path.stat().st_size
-
-    def count(self, what: str, least: int) -> int:
-        """A number of records, of which each has at least so many bytes."""
-        number = int(self.unpack(_COUNT, what)[0])
-        if number * least > self._left:
-            raise DataError(f"{self._path}: announces {number} {what}, more than the {self._left} bytes left can hold")
-        return number
-
-    def unpack(self, form: struct.Struct, what: str) -> tuple[float, ...]:
-        return form.unpack(self.read(form.size, what))
-
-    def read(self, size: int, what: str) -> bytes:
-        data = self._file.read(size) if size <= self._left else b""
-        if len(data) != size:
-            raise DataError(f"{self._path}: ends within its {what}")
-        self._left -= size
-        return data
-
-    def skip(self, size: int) -> None:
-        self._file.seek(size, 1)
-        self._left -= size
-
-    def name(self, what: str) -> str:
-        begin = self._file.tell()
-        end = (data := self._file.read(min(_MAX_NAME_BYTES, self._left))).find(b"\0")
-        if end < 0:
-            raise DataError(f"{self._path}: the name of one of its {what} has no end")
-        self._file.seek(begin + end + 1)
-        self._left -= end + 1
-        return _text(data[:end], self._path)
-
-    def finish(self) -> None:
-        if self._left:
-            raise DataError(f"{self._path}: {self._left} bytes too long")
-
-
 def _cameras_binary(path: Path) -> Iterator[tuple[int, Lenses]]:
     with path.open("rb") as file:
-        data = _Binary(file, path)
+        data = BinaryFile(file, path)
         for _ in range(data.count("cameras", _CAMERA.size)):
             camera_id, model, width, height = (int(value) for value in data.unpack(_CAMERA, "cameras"))
             if model not in _MODELS:
@@ -162,20 +136,21 @@ def _cameras_binary(path: Path) -> Iterator[tuple[int, Lenses]]:
         data.finish()
 
 
-def _images_binary(path: Path) -> Iterator[tuple[str, int, tuple[float, ...]]]:
+def _images_binary(path: Path, observed: bool) -> Iterator[_Image]:
     with path.open("rb") as file:
-        data = _Binary(file, path)
-        for _ in range(data.count("images", _IMAGE.size + 1 + _COUNT.size)):
+        data = BinaryFile(file, path)
+        for _ in range(data.count("images", _IMAGE.size + 1 + COUNT.size)):
             _, *pose, camera_id = data.unpack(_IMAGE, "images")
             name = data.name("images")
-            data.skip(_POINT_BYTES * data.count("points", _POINT_BYTES))
-            yield name, int(camera_id), tuple(pose)
+            size = OBSERVATION.itemsize * data.count("points", OBSERVATION.itemsize)
+            found = np.frombuffer(data.read(size, "points"), OBSERVATION) if observed else data.skip(size)
+            yield _Image(name, int(camera_id), tuple(pose), found)
         data.finish()
 
 
 def _cameras_text(path: Path) -> Iterator[tuple[int, Lenses]]:
     with path.open("rb") as file:
-        while line := _line(file, path):
+        while line := text_line(file, path):
             words = line.split()
             try:
                 camera_id, width, height = int(words[0]), int(words[2]), int(words[3])
@@ -187,37 +162,14 @@ def _cameras_text(path: Path) -> Iterator[tuple[int, Lenses]]:
             yield camera_id, Lenses(words[1], (height, width), parameters)
 
 
-def _images_text(path: Path) -> Iterator[tuple[str, int, tuple[float, ...]]]:
+def _images_text(path: Path, observed: bool) -> Iterator[_Image]:
     with path.open("rb") as file:
-        while line := _line(file, path):
+        while line := text_line(file, path):
             words = line.split(maxsplit=9)
             try:
                 pose, camera_id = tuple(float(word) for word in words[1:8]), int(words[8])
                 name = words[9]
             except (ValueError, IndexError):
                 raise DataError(f"{path}: {line[:60]!r} is no image") from None
-            _skip_points(file)
-            yield name, camera_id, pose
-
-
-def _line(file: BinaryIO, path: Path) -> str:
-    """The next line that is neither empty nor a comment; empty at the end."""
-    while data := file.readline(_MAX_LINE):
-        if len(data) == _MAX_LINE:
-            raise DataError(f"{path}: a line of more than {_MAX_LINE} bytes")
-        if (text := _text(data, path).strip()) and not text.startswith("#"):
-            return text
-    return ""
-
-
-def _skip_points(file: BinaryIO) -> None:
-    """The second line of an image, of any length; it may be empty."""
-    while (part := file.readline(_MAX_LINE)) and not part.endswith(b"\n"):
-        pass
-
-
-def _text(data: bytes, path: Path) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: {data[:40]!r} is not UTF-8") from None
+            found = observations_of_text(file.readline(), path) if observed else skip_line(file)
+            yield _Image(name, camera_id, pose, found)

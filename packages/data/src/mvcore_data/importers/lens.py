@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from mvcore_data.importers.cameras import Matrix, Size
 
 _SAMPLES = 4096
+_INVERSIONS = 50
+_INVERTED = 1e-3
+"""Pixels by which a point that was made straight may be drawn elsewhere than it was."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,30 @@ class Lens:
         """
         x, y = self._lookup(intrinsics, (image.shape[0], image.shape[1]))
         return _nearest(image, x, y) if nearest else _bilinear(image, x, y)
+
+    def straight_points(self, points: NDArray[np.float64], intrinsics: Matrix) -> NDArray[np.float64]:
+        """Where points of the image are after `straighten`.
+
+        Args:
+            points: (M, 2) in pixels, centres at +0.5.
+            intrinsics: (3, 3) of the image.
+
+        Returns:
+            (M, 2); NaN for a point that the lens cannot have drawn.
+        """
+        (fx, skew, cx), (_, fy, cy), _ = intrinsics
+        bent_v = (points[:, 1] - cy) / fy
+        bent_u = (points[:, 0] - cx - skew * bent_v) / fx
+        u, v = bent_u, bent_v
+        off = np.full(len(points), np.inf)
+        # What the lens adds changes slowly: taking it off again and again ends at the point.
+        for _ in range(_INVERSIONS):
+            drawn_u, drawn_v = self.draw(u, v)
+            off = np.hypot((drawn_u - bent_u) * fx, (drawn_v - bent_v) * fy)
+            known = np.isfinite(off)
+            u, v = np.where(known, u - drawn_u + bent_u, u), np.where(known, v - drawn_v + bent_v, v)
+        straight = np.stack([fx * u + skew * v + cx, fy * v + cy], 1)
+        return np.where((off < _INVERTED)[:, None], straight, np.nan)
 
     def _lookup(self, intrinsics: Matrix, size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         (fx, skew, cx), (_, fy, cy), _ = intrinsics

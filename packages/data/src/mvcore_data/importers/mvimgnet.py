@@ -37,12 +37,14 @@ class MVImgNetOptions(Options):
             source, where there is one. Without a list the numbers are the categories.
         captions: a JSON object of captions, one or a list, by object (`CLASS/OBJECT` or `CLASS_OBJECT`) or by frame
             (`CLASS/OBJECT/images/001.jpg` or `CLASS/OBJECT/001.jpg`); default: `captions.json` in the source.
+        tracks: keep where each frame shows the model's points, as for `colmap`.
     """
 
     views: int | None = Field(default=None, ge=1)
     undistort: bool = False
     categories: str | None = None
     captions: str | None = None
+    tracks: bool = False
 
 
 @dataclass
@@ -109,7 +111,7 @@ def _object(
     }
 
     def views() -> list[SourceView]:
-        model = _model(folder, skipped)
+        model = _model(folder, options.tracks, skipped)
         chosen = spread(names, options.views)
         photos = photos_of(root, folder, folder / "images", chosen, model, "masks", skipped, by_frame)
         return views_of(photos, skipped, undistort=options.undistort)
@@ -123,12 +125,12 @@ def _object(
     )
 
 
-def _model(folder: Path, skipped: Skipped) -> dict[str, Camera] | None:
+def _model(folder: Path, tracks: bool, skipped: Skipped) -> dict[str, Camera] | None:
     found = model_folder(folder)
     if found is None:
         return None
     try:
-        return read_model(found)
+        return read_model(found, tracks=tracks)
     except DataError as error:
         skipped.add("no cameras: a COLMAP model that cannot be read", str(error))
         return None

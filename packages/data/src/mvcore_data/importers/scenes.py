@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,21 @@ from mvcore_data.importers.cameras import Matrix, Size, resized, usable
 from mvcore_data.importers.lens import PINHOLE, Lens
 from mvcore_data.importers.scene_files import Header, deep_values, mask_values, npy_size, peek, raw_pixels, read_npy
 from mvcore_data.source_images import UnusableError
+from mvcore_data.tracks import Tracks
+
+
+class Observed(NamedTuple):
+    """What a reconstruction observed in an image.
+
+    Args:
+        points: (M, 2) in pixels, centres at +0.5; they may be outside of the image.
+        ids: (M,) of the reconstruction's points, rising.
+        xyz: (M, 3) where they are, in the frame of its cameras.
+    """
+
+    points: NDArray[np.float64]
+    ids: NDArray[np.int64]
+    xyz: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +46,7 @@ class Camera:
         made_for: (height, width) of the image that they are for; None where it is the image at hand.
         lens: what it does to straight lines; None where the model is not known here.
         model: name of the lens's model.
+        observed: the reconstruction's points in the image that it is made for.
     """
 
     world_to_camera: Matrix
@@ -37,6 +54,7 @@ class Camera:
     made_for: Size | None = None
     lens: Lens | None = PINHOLE
     model: str = "PINHOLE"
+    observed: Observed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +103,8 @@ def _view(photo: Photo, skipped: Skipped, undistort: bool) -> SourceView:
     mask = _checked(photo, "mask", photo.mask and photo.mask[0], header.size, skipped)
     intrinsics, world_to_camera, lens = camera or (None, None, PINHOLE)
     bend = None if lens.straight or intrinsics is None else partial(lens.straighten, intrinsics=intrinsics)
-    bound = camera is not None or depth is not None or mask is not None
+    tracks = _tracks(photo, header.size, None if bend is None else intrinsics)
+    bound = any(part is not None for part in (camera, depth, mask, tracks))
     return SourceView(
         name=photo.name,
         read=partial(_pixels, photo.path, bend) if bend or (bound and header.rotated) else file_reader(photo.path),
@@ -93,6 +112,7 @@ def _view(photo: Photo, skipped: Skipped, undistort: bool) -> SourceView:
         camera=None if intrinsics is None or world_to_camera is None else (intrinsics, world_to_camera),
         depth=None if depth is None or photo.depth is None else partial(_depth, depth, photo.depth[1], bend),
         mask=None if mask is None or photo.mask is None else partial(_mask, mask, photo.mask[1], bend),
+        tracks=tracks,
     )
 
 
@@ -116,6 +136,25 @@ def _camera(photo: Photo, size: Size, skipped: Skipped, undistort: bool) -> tupl
         skipped.add(NO_ROTATION, photo.name)
         return None
     return fitting, camera.world_to_camera, camera.lens
+
+
+def _tracks(photo: Photo, size: Size, straightened: Matrix | None) -> Tracks | None:
+    """What was observed in the image at hand; `straightened` are the intrinsics where its lens is made straight.
+
+    They need no camera: a bent image that stays as it is keeps its points where they are.
+    """
+    camera = photo.camera
+    if isinstance(camera, str) or camera.observed is None:
+        return None
+    stretch = resized(np.eye(3), camera.made_for or size, size)
+    if stretch is None:
+        return None
+    points, ids, xyz = camera.observed
+    points = points * np.diag(stretch)[:2]
+    if straightened is not None and camera.lens is not None:
+        points = camera.lens.straight_points(points, straightened)
+    inside = ((points >= 0) & (points <= size[::-1])).all(1)  # NaN is not
+    return Tracks(points[inside].astype(np.float32), ids[inside], xyz[inside].astype(np.float32))
 
 
 def _checked(photo: Photo, what: str, path: Path | None, size: Size, skipped: Skipped) -> Path | None:
