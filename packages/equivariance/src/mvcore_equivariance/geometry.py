@@ -211,6 +211,22 @@ def look_for(surface: Surface, depth: Tensor, camera: Camera) -> Sight:
     return Sight(torch.where(before[..., None], points, 0), torch.where(before, footprint, 0), seen)
 
 
+def footprints(xyz: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    """What a pixel covers at points of space, z / f.
+
+    Args:
+        xyz: (B, P, 3).
+        camera: of the B views.
+
+    Returns:
+        (B, P) in world units, 0 for a point that is not before its camera; and (B, P) bool, which are.
+    """
+    sound, camera = camera.sound(), camera.made_sound()
+    z = _to_camera(xyz, camera)[..., 2]
+    before = sound[:, None] & (z > torch.finfo(z.dtype).eps)
+    return torch.where(before, z / _focal(camera), 0), before
+
+
 def sees_face(points: Tensor, faces: Tensor, face: Tensor) -> Tensor:
     """Whether views show given faces of a mesh at given points, or in a pixel beside them.
 

@@ -15,6 +15,7 @@ from mvcore_equivariance.correspondences import Correspondences, Spots, extent, 
 from mvcore_equivariance.loss_options import SmoothAPOptions
 from mvcore_equivariance.procrustes import procrustes
 from mvcore_equivariance.sampling import sample_features
+from mvcore_equivariance.tracks import shared, tracked_pairs_of
 
 _TERMS = {"one_positive": one_positive, "several_positives": several_positives, "info_nce": info_nce}
 
@@ -43,12 +44,10 @@ class SmoothAPLoss(nn.Module):
             DataError: an object with other than two views.
         """
         try:
-            first, second = pairs_of(batch, masks=self.options.masks)
+            with torch.no_grad():
+                found, size = self._draw(batch)
         except ValueError as error:
             raise DataError(f"equivariance.smooth_ap: {error}; set the source's sampling to pairs") from None
-        with torch.no_grad():
-            found = self._draw(first, second)
-        size = (first.depth.shape[2], first.depth.shape[1])
         source, target = (
             _points(features.dense[k::2], spots, size) for k, spots in ((0, found.source), (1, found.target))
         )
@@ -61,12 +60,18 @@ class SmoothAPLoss(nn.Module):
             "pairs_without_positive": (~with_positive).sum(),
         }
 
-    def _draw(self, first: Any, second: Any) -> Correspondences:
+    def _draw(self, batch: ViewBatch) -> tuple[Correspondences, tuple[int, int]]:
+        """Points of both views, and the (W, H) of the images that they are in."""
         options = self.options
-        if options.sampling == "released":
-            return released(first, second, options.points)
         further = options.points if options.further is None else options.further
-        return projected(first, second, options.points, further)
+        if options.sampling == "tracks":
+            first, second, size = tracked_pairs_of(batch, masks=options.masks, cameras=options.unit == "footprint")
+            return shared(first, second, options.points, further), size
+        first, second = pairs_of(batch, masks=options.masks)
+        size = (first.depth.shape[2], first.depth.shape[1])
+        if options.sampling == "released":
+            return released(first, second, options.points), size
+        return projected(first, second, options.points, further), size
 
     def _loss(self, source: Points, target: Points, found: Correspondences) -> tuple[Tensor, Tensor]:
         """The sum over pairs, and (B,) how many positives each has."""
