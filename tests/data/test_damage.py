@@ -35,6 +35,7 @@ def make(path: Path) -> Path:
                 cameras=[camera] * n,
                 depth=[np.ones((8, 8))] * n,
                 masks=[np.ones((8, 8), bool)] * n,
+                tracks=[(rng.uniform(0, 8, (3, 2)), np.arange(3), np.eye(3))] * n,
             )
     return path
 
@@ -46,7 +47,7 @@ def contents(path: Path) -> list[Any]:
         for i in range(len(store)):
             found += [store.captions(i), store.category(i), store.licence(i), store.source(i), store.views_of(i)]
         for v in range(store.n_views):
-            arrays = [store.image(v), *(store.camera(v) or ()), store.depth(v), store.mask(v)]
+            arrays = [store.image(v), *(store.camera(v) or ()), store.depth(v), store.mask(v), *(store.tracks(v) or ())]
             found += [None if a is None else a.tobytes() for a in arrays]
             found += [store.encoded(v), store.view_captions(v), store.size(v)]
         return found
@@ -72,7 +73,7 @@ def edit(path: Path, change: Callable[[h5py.File], object]) -> None:
         change(file)
     places: list[tuple[int, int]] = []
     with h5py.File(path) as file:
-        for name in ("views/blob", "depth/blob", "masks/blob"):
+        for name in ("views/blob", "depth/blob", "masks/blob", "tracks/blob"):
             here = isinstance(file.get(name, getlink=True), h5py.HardLink)
             blob = file[name] if here else None
             if isinstance(blob, h5py.Dataset) and blob.id.get_offset() is not None and blob.shape[0]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def scene(folder: Path, *, text: bool = False, bent: float = 0.0, broken: str = 
         images += struct.pack("<i7di", k, *row, 5) + f"{k}.png".encode() + b"\0" + struct.pack("<Q", len(found))
         images += b"".join(struct.pack("<ddq", *entry) for entry in found)
         lines += [f"{k} {' '.join(map(repr, map(float, row)))} 5 {k}.png"]
-        lines += [" ".join(f"{x!r} {y!r} {n}" for x, y, n in [tuple(map(float, e[:2])) + (e[2],) for e in found])]
+        lines += [" ".join(f"{float(x)!r} {float(y)!r} {n}" for x, y, n in found)]
     for number, xyz in POINTS.items():
         points += struct.pack("<q3d3BdQ", number, *xyz, 1, 2, 3, 0.1, 2) + struct.pack("<4i", 0, 0, 1, 0)
     if text:
@@ -182,7 +184,7 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
         assert store.tracks(0) is None
         assert store.tracks(2) is None
         assert [store.has_tracks(v) for v in range(4)] == [False, True, False, True]
-        points, ids, xyz = view([5, 1, 9])
+        points, _, xyz = view([5, 1, 9])
         found = store.tracks(1)
         assert found is not None
         assert found.ids.tolist() == [1, 5, 9]
@@ -215,8 +217,6 @@ def test_wrong_tracks_are_not_written(tmp_path: Path, tracks: Any, words: str | 
 
 def edit(path: Path, name: str, change: Any) -> None:
     """Changes a dataset as a hostile writer would: with a seal that fits, and for the blob a CRC."""
-    import zlib
-
     shard = path / "shard-00000.h5"
     with h5py.File(shard, "r+") as file:
         dataset: Any = file[name]
@@ -226,7 +226,7 @@ def edit(path: Path, name: str, change: Any) -> None:
             offset: Any = file["tracks/offset"]
             ends = offset[()]
             crc: Any = file["tracks/crc32"]
-            crc[...] = [zlib.crc32(data[a:b].tobytes()) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+            crc[...] = [zlib.crc32(data[a:b].tobytes()) for a, b in pairwise(ends.tolist())]
         places = []
         for group in ("views", "tracks"):
             blob: Any = file[f"{group}/blob"]
