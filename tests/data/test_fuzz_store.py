@@ -6,7 +6,7 @@ prints JSON with the outcomes of each kind of mutation; the tests run fewer. A s
 its index. The kinds:
 
 - `file`: any of its bytes, or its length, as bad media and broken copies do it;
-- `payload`: bytes of images, depth maps and masks;
+- `payload`: bytes of images, depth maps, masks and tracks;
 - `images`: the same with checksums that fit, so that the decoders see it;
 - `tables`: offsets, sizes, checksums, ids and all other tables, with a seal that fits, so that our own checks see it;
 - `hdf5`: HDF5's own metadata, with a seal that fits, so that HDF5 sees it: first in a child process, as ever;
@@ -46,7 +46,7 @@ from PIL import Image
 SHARES = {"file": 3, "payload": 4, "images": 4, "tables": 8, "hdf5": 5, "layout": 2, "records": 2}
 """How often each kind is drawn."""
 
-BLOBS = ("views", "depth", "masks")
+BLOBS = ("views", "depth", "masks", "tracks")
 SECONDS = 60
 MORE_MEMORY = 1 << 30
 HUGE = (2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1, -1, -(2**31), -(2**63), 0, 1, 255, 65535)
@@ -83,12 +83,16 @@ class Sound:
                         cameras=[camera] * n,
                         depth=[rng.uniform(1, 2, (12, 8)) for _ in range(n)],
                         masks=list(rng.random((n, 12, 8)) > 0.5),
+                        tracks=[(rng.uniform(0, 8, (3, 2)), np.arange(3), np.eye(3)) for _ in range(n)],
                     )
             with ViewStore(Path(folder) / "store") as store:
                 views = range(store.n_views)
                 self.pixels = [store.image(v).tobytes() for v in views]
-                self.depth = [store.encoded_depth(v) for v in views]
-                self.masks = [store.encoded_mask(v) for v in views]
+                self.stored = {
+                    "depth": [(store.encoded_depth(v) or (b"",))[0] for v in views],
+                    "mask": [store.encoded_mask(v) for v in views],
+                    "tracks": [store.encoded_tracks(v) for v in views],
+                }
                 self.size = [store.size(v) for v in views]
                 self.object_of = [store.object_of(v) for v in views]
             self.data = (Path(folder) / "store" / FILE).read_bytes()
@@ -236,7 +240,7 @@ DATASETS = (
     *("views/codec", "views/size", "views/object", "objects/id", "objects/view_offset", "objects/category"),
     *("cameras/K", "cameras/valid", "captions/blob", "captions/offset", "captions/target", "depth/scale"),
 )
-GROUPS = ("views", "objects", "meta", "captions", "cameras", "depth", "masks")
+GROUPS = ("views", "objects", "meta", "captions", "cameras", "depth", "masks", "tracks")
 
 
 @st.composite
@@ -335,7 +339,8 @@ def outcome(path: Path, *, other_images: bool) -> str:
         for v in range(store.n_views):
             assert store.object_of(v) == expected.object_of[v]
             assert v in store.views_of(store.object_of(v))
-            for what, read in (("image", store.image), ("depth", store.depth), ("mask", store.mask)):
+            readers = {"image": store.image, "depth": store.depth, "mask": store.mask, "tracks": store.tracks}
+            for what, read in readers.items():
                 try:
                     found = read(v)
                 except DataError as error:
@@ -343,21 +348,23 @@ def outcome(path: Path, *, other_images: bool) -> str:
                     refused += 1
                     continue
                 if what == "image":
-                    assert found is not None
+                    assert isinstance(found, np.ndarray)
                     assert found.shape[:2] == expected.size[v]
                     assert other_images or found.tobytes() == expected.pixels[v]
                 elif found is not None and not other_images:
-                    stored = store.encoded_depth(v) if what == "depth" else store.encoded_mask(v)
-                    written = expected.depth[v] if what == "depth" else expected.masks[v]
-                    assert stored is not None
-                    assert written is not None
-                    assert stored[0] == written[0] if what == "depth" else stored == written
+                    assert stored_bytes(store, what, v) == expected.stored[what][v]
             store.camera(v)
             store.view_captions(v)
         for i in range(len(store)):
             for name in (store.captions, store.category, store.licence, store.source, store.creator):
                 name(i)
     return "views refused" if refused else "read"
+
+
+def stored_bytes(store: ViewStore, what: str, v: int) -> bytes | None:
+    if what == "depth":
+        return (store.encoded_depth(v) or (b"",))[0]
+    return store.encoded_mask(v) if what == "mask" else store.encoded_tracks(v)
 
 
 def check_line(error: DataError, *words: str) -> None:
