@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mvcore.api import DataError
+from mvcore.testing import check_dataset
 from mvcore_data import ViewStore, ViewStoreWriter, seal
 from mvcore_data.check import check_store
 from mvcore_data.importers.lens import Lens
@@ -346,3 +347,10 @@ def test_a_source_without_tracks_is_one_line(tmp_path: Path) -> None:
     pack(scene(tmp_path / "cup"), tmp_path / "store")
     with pytest.raises(DataError, match="no view of the source has tracks"):
         Views(path=str(tmp_path / "store"), tracks=True)
+
+
+def test_a_source_with_tracks_keeps_to_what_a_dataset_must(tmp_path: Path) -> None:
+    pack(scene(tmp_path / "cup"), tmp_path / "store", options={"tracks": "true"})
+    args = {"path": str(tmp_path / "store"), "tracks": True, "augment": [{"rotate": 30}], "captions": "none"}
+    found = check_dataset("data.views", args=args)
+    assert found

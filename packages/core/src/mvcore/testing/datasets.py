@@ -237,6 +237,8 @@ def _tensors(batch: ViewBatch) -> list[tuple[str, Tensor]]:
     found: list[tuple[str, Any]] = [(name, getattr(batch, name)) for name in (*names, "camera_valid", "depth_valid")]
     if batch.cameras is not None:
         found += [("intrinsics", batch.cameras.intrinsics), ("world_to_camera", batch.cameras.world_to_camera)]
+    if batch.tracks is not None:
+        found += [(f"tracks.{name}", value) for name, value in sorted(vars(batch.tracks).items())]
     found += [(f"embeddings[{key}]", value) for key, value in sorted(batch.embeddings.items())]
     return [(name, value) for name, value in found if value is not None]
 
