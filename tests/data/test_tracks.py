@@ -17,6 +17,7 @@ from mvcore.testing import check_dataset
 from mvcore_data import ViewStore, ViewStoreWriter, seal
 from mvcore_data.check import check_store
 from mvcore_data.importers.lens import Lens
+from mvcore_data.info import store_info
 from mvcore_data.packing import pack
 from mvcore_data.repair import repair_store
 from mvcore_data.views import Views
@@ -191,6 +192,7 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
         assert found.ids.tolist() == [1, 5, 9]
         np.testing.assert_array_equal(found.points, points[[1, 0, 2]].astype(np.float32))
         np.testing.assert_array_equal(found.xyz, xyz[[1, 0, 2]].astype(np.float32))
+        assert store_info(store).tracks == 2
     assert check_store(tmp_path / "store").ok
 
 

@@ -102,7 +102,9 @@ def info(
 
 def _lines(info: Any) -> list[str]:
     low, mean, high = info.views_per_object
-    coverage = ", ".join(f"{what} {getattr(info, what) / info.views:.0%}" for what in ("cameras", "depth", "masks"))
+    coverage = ", ".join(
+        f"{what} {getattr(info, what) / info.views:.0%}" for what in ("cameras", "depth", "masks", "tracks")
+    )
     return [
         f"objects     {info.objects}",
         f"views       {info.views} ({low} to {high} an object, mean {mean:.1f}), {info.bytes / 1e6:.1f} MB",

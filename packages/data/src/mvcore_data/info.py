@@ -29,7 +29,7 @@ class StoreInfo:
         bytes: encoded images in all.
         sizes: views by "WIDTHxHEIGHT".
         codecs: views by image format.
-        cameras, depth, masks: views that have one.
+        cameras, depth, masks, tracks: views that have one.
         captioned_objects, captioned_views: objects with a caption as a whole, views with one of their own.
         captions: captions in all.
         categories, sources, creators: objects by category, source and creator; "" = none.
@@ -46,6 +46,7 @@ class StoreInfo:
     cameras: int
     depth: int
     masks: int
+    tracks: int
     captioned_objects: int
     captioned_views: int
     captions: int
@@ -73,6 +74,7 @@ def store_info(store: ViewStore) -> StoreInfo:
         cameras=sum(store.camera(v) is not None for v in views),
         depth=sum(store.has_depth(v) for v in views),
         masks=sum(store.has_mask(v) for v in views),
+        tracks=sum(store.has_tracks(v) for v in views),
         captioned_objects=sum(n > 0 for n in whole),
         captioned_views=sum(n > 0 for n in own),
         captions=sum(whole) + sum(own),
