@@ -6,6 +6,7 @@ import pytest
 import torch
 from mvcore.errors import PluginError
 from mvcore.packing import concatenate, split_objects
+from mvcore.testing.toy import ToyViews
 from mvcore.training.slots import Received, Slots
 from mvcore.types import Tracks, ViewBatch
 
@@ -63,3 +64,20 @@ def test_a_part_that_does_not_declare_tracks_cannot_read_them() -> None:
     assert batch.restricted(frozenset({"tracks"}), "loss").tracks is not None
     with pytest.raises(PluginError, match=r"reads batch\.tracks but does not declare 'tracks'"):
         _ = batch.restricted(frozenset({"depth"}), "loss").tracks
+
+
+def test_the_toys_tracks_lie_on_what_its_views_show() -> None:
+    """A point's depth is that of the pixel it falls into, to within what a pixel spans."""
+    batch = ToyViews(64).load(1, [4, 5, 6], None)
+    tracks, cameras = batch.tracks, batch.cameras
+    assert tracks is not None
+    assert cameras is not None
+    assert batch.depth is not None
+    shared = set(tracks.ids[0].tolist()) & set(tracks.ids[1].tolist()) - {-1}
+    assert len(shared) > 10
+    close = []
+    for n, m in (tracks.ids >= 0).nonzero().tolist():
+        z = cameras.world_to_camera[n, 2, :3] @ tracks.xyz[n, m] + cameras.world_to_camera[n, 2, 3]
+        x, y = tracks.points[n, m].long().tolist()
+        close.append(abs(float(batch.depth[n, y, x] - z)) < 0.05)
+    assert sum(close) > 0.9 * len(close)  # at the outline a pixel's centre may be beside the ball

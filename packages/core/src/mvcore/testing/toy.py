@@ -14,7 +14,7 @@ from torch import Tensor
 from mvcore.config_base import Options
 from mvcore.packing import concatenate
 from mvcore.specs import BATCH_FIELDS, Axis
-from mvcore.types import Cameras, Features, ViewBatch
+from mvcore.types import Cameras, Features, Tracks, ViewBatch
 
 VIEW_COUNTS = (4, 5, 4, 6, 4, 5)
 TAG = "toy"
@@ -23,6 +23,8 @@ WIDTH = 16
 
 _WORDS = ("ball", "globe", "marble")
 _RADIUS, _DISTANCE = 0.6, 2.0
+_TRACKED = 60
+"""Points of each ball that are followed from view to view."""
 
 Layout = Sequence[tuple[int, Sequence[int]]]
 """Objects in the order of a batch, each with its views in order (numbers within the object)."""
@@ -38,7 +40,7 @@ class ToyOptions(Options):
 
 
 class ToyViews:
-    """An indexed dataset of six objects; pixels, depth, masks and cameras belong together."""
+    """An indexed dataset of six objects; pixels, depth, masks, cameras and tracks belong together."""
 
     provides = BATCH_FIELDS
     store_key = "mvcore.testing"
@@ -93,6 +95,7 @@ class ToyViews:
             depth=depth,
             depth_valid=torch.ones(len(views), dtype=torch.bool),
             masks=depth > 0,
+            tracks=self._tracks(i, cameras),
             embeddings={
                 f"{TAG}/image": torch.stack([_vector(f"image {view}") for view in views]),
                 f"{TAG}/text": torch.stack([_vector(text) for text in texts]),
@@ -112,6 +115,20 @@ class ToyViews:
         pose[:3, 3] = -pose[:3, :3] @ place
         size = float(self.image_size)
         return np.array([[1.4 * size, 0, size / 2], [0, 1.4 * size, size / 2], [0, 0, 1.0]]), pose
+
+    def _tracks(self, i: int, cameras: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Tracks:
+        """Points of the ball, each in the views that it is turned to."""
+        xyz = np.random.default_rng(i).standard_normal((_TRACKED, 3))
+        xyz *= _RADIUS / np.linalg.norm(xyz, axis=1, keepdims=True)
+        tracks = Tracks.none(len(cameras), _TRACKED)
+        for row, (intrinsics, pose) in enumerate(cameras):
+            local = xyz @ pose[:3, :3].T + pose[:3, 3]
+            seen = (local * (local - pose[:3, 3])).sum(1) < 0
+            pixels = local @ intrinsics.T
+            tracks.points[row, seen] = torch.tensor(pixels[seen, :2] / pixels[seen, 2:]).float()
+            tracks.ids[row, seen] = torch.from_numpy(seen.nonzero()[0])
+            tracks.xyz[row, seen] = torch.tensor(xyz[seen]).float()
+        return tracks
 
     def _rendered(self, i: int, view: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(S, S, 3) pixels and (S, S) z-depth, 0 beside the ball, by meeting each pixel's ray with the ball."""
