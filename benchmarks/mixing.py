@@ -35,8 +35,8 @@ from mvcore.plugins import load_plugins
 from mvcore.resolution import Request, resolve
 from mvcore.running import open_session
 from mvcore.training.fit import Training, prepare
-from mvcore.training.objective import _leaf
 from mvcore.training.planner import choose
+from mvcore.training.rows import leaf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,7 +122,7 @@ def three_methods(training: Training, batches: Any, rounds: int) -> dict[str, An
         torch.stack([(features[key] * towards[key]).sum() for key in sorted(towards)]).sum().backward()
 
     def alone(term: Any) -> Callable[[], None]:
-        given = {"objects": _leaf(rows["objects"])}
+        given = {"objects": leaf(rows["objects"])}
         return lambda: objective.evaluate(given, [term]).total.backward()
 
     sides = {"mixed": stepping(training, batches), "encoder": encode}

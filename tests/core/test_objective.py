@@ -218,12 +218,11 @@ def test_each_term_equals_its_definition_in_value_and_gradient(lab: Lab, tmp_pat
             {f"state:{key}": axis for key, axis in objective.state_axes.items()},
         )
         outcome, found = stepped(training, lambda alone=alone: alone.step(batches, Tensor.backward))
-        expected, wanted = stepped(
-            training, lambda weights={term.name: term.weight}: differentiated(training, batches, weights)
-        )
+        weights = {term.name: term.weight_at(0)}
+        expected, wanted = stepped(training, lambda weights=weights: differentiated(training, batches, weights))
         assert float(outcome.total) == pytest.approx(expected, rel=1e-9)
         agree(found, wanted)
-    weights = {term.name: term.weight for term in objective.terms}
+    weights = {term.name: term.weight_at(0) for term in objective.terms}
     outcome, found = stepped(training, lambda: objective.step(batches, Tensor.backward))
     expected, wanted = stepped(training, lambda: differentiated(training, batches, weights))
     assert float(outcome.total) == pytest.approx(expected, rel=1e-9)
@@ -275,7 +274,7 @@ def test_the_gradient_cache_draws_dropout_alike_in_both_passes(lab: Lab, tmp_pat
 
     def reference() -> Tensor:
         from mvcore.packing import split_objects
-        from mvcore.training.objective import _joined, _Rows
+        from mvcore.training.rows import Rows, joined
 
         rows, number = {}, 0
         for name, batch in batches.items():
@@ -283,8 +282,8 @@ def test_the_gradient_cache_draws_dropout_alike_in_both_passes(lab: Lab, tmp_pat
             for piece in split_objects(batch, chunk):
                 reseed(number)
                 number += 1
-                parts.append(_Rows(training.pipeline(piece, objective.keys[name]), piece))
-            rows[name] = _joined(parts)
+                parts.append(Rows(training.pipeline(piece, objective.keys[name]), piece))
+            rows[name] = joined(parts)
         total = objective.evaluate(rows, objective.terms).total
         total.backward()
         return total.detach()

@@ -28,10 +28,10 @@ from mvcore.training.alarm import CollapseAlarm
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
 from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
 from mvcore.training.context import RunContext
+from mvcore.training.folder_checkpoint import FolderCheckpoint
 from mvcore.training.gradients import ConflictReport
 from mvcore.training.loader import StepLoader
 from mvcore.training.metrics_csv import MetricsCsv
-from mvcore.training.folder_checkpoint import FolderCheckpoint
 from mvcore.training.module import RunModule
 from mvcore.training.objective import Objective, Term
 from mvcore.training.planner import Plan

@@ -17,6 +17,7 @@ from mvcore.packing import concatenate, split_objects
 from mvcore.specs import STATE, Axis
 from mvcore.training.distributed import gather, sum_over_ranks, world_size
 from mvcore.training.gradients import TermGradients, gradients_of
+from mvcore.training.rows import Rows, as_float32, joined, leaf, no_rows, sliced
 from mvcore.training.weights import WeightAt
 from mvcore.types import Features, ViewBatch
 
@@ -57,14 +58,6 @@ class Outcome:
     terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     logged: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     weights: dict[str, float] = field(default_factory=dict[str, float])
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A source's features and batch, on the device."""
-
-    features: Features
-    batch: ViewBatch
 
 
 class Objective(nn.Module):
@@ -178,7 +171,7 @@ class Objective(nn.Module):
         order = [(name, k) for name in chunks for k in range(len(chunks[name]))]
         held = {name: frozenset[str]().union(*(t.reads for t in whole if name in t.sources)) for name in batches}
         held = {name: self.keys[name] if name in self.observers else keys for name, keys in held.items()}
-        parts: dict[str, list[_Rows]] = {name: [] for name in chunks}
+        parts: dict[str, list[Rows]] = {name: [] for name in chunks}
         counts: dict[str, Tensor] = {}
         with torch.no_grad():
             for number, (name, k) in enumerate(order):
@@ -187,9 +180,9 @@ class Objective(nn.Module):
                 for term in inside:
                     if name in term.sources:
                         counts[term.name] = counts.get(term.name, 0) + self._object_sums(term, {name: rows})["count"]
-                parts[name].append(_Rows(rows.features.restricted(held[name], "gradient cache"), rows.batch))
+                parts[name].append(Rows(rows.features.restricted(held[name], "gradient cache"), rows.batch))
         totals = {name: sum_over_ranks(count) for name, count in counts.items()}
-        leaves = {name: _leaf(_joined(rows)) for name, rows in parts.items()}
+        leaves = {name: leaf(joined(rows)) for name, rows in parts.items()}
         self._show(leaves)
         outcome = Outcome(torch.zeros((), device=self.device))
         apart: dict[str, dict[str, LeafGrads]] = {}
@@ -199,7 +192,7 @@ class Objective(nn.Module):
                 apart = self._apart(outcome, leaves)
             backward(outcome.total)
         together = {name: {key: value.grad for key, value in leaf.features.items()} for name, leaf in leaves.items()}
-        offsets = {name: _zeros() for name in chunks}
+        offsets = {name: no_rows() for name in chunks}
         for number, (name, k) in enumerate(order):
             reseed(number)
             with parametrize.cached():
@@ -224,7 +217,7 @@ class Objective(nn.Module):
                 offsets[name][axis] += size
         return self._detached(outcome)
 
-    def _show(self, rows: Mapping[str, _Rows]) -> None:
+    def _show(self, rows: Mapping[str, Rows]) -> None:
         """Hands the detached features of all ranks to those who observe them."""
         if self.watch is not None:
             self.watch(
@@ -232,7 +225,7 @@ class Objective(nn.Module):
             )
         for name, observers in self.observers.items():
             features, batch = rows[name].features, rows[name].batch
-            values = {key: _as_float32(features[key]).detach() for key in features}
+            values = {key: as_float32(features[key]).detach() for key in features}
             with torch.no_grad():
                 shown = gather(Features(values, axes=features.axes), batch, self.state_axes)
                 for observer in observers:
@@ -242,7 +235,7 @@ class Objective(nn.Module):
         outcome.terms[term.name] = outcome.terms.get(term.name, torch.zeros((), device=self.device)) + value
         outcome.total = outcome.total + self.weights[term.name] * value
 
-    def _surrogate(self, rows: _Rows, grads: LeafGrads, offsets: Mapping[Axis, int], *, first: bool) -> Tensor:
+    def _surrogate(self, rows: Rows, grads: LeafGrads, offsets: Mapping[Axis, int], *, first: bool) -> Tensor:
         """A scalar whose gradient in the model is the losses' gradient through this chunk's features."""
         sizes = rows.batch.sizes
         total = rows.features.zero()
@@ -252,10 +245,10 @@ class Objective(nn.Module):
                 continue
             grad = whole if axis == "none" else whole[offsets[axis] : offsets[axis] + sizes[axis]]
             if rows.features[key].requires_grad:
-                total = total + (_as_float32(rows.features[key]) * grad).sum()
+                total = total + (as_float32(rows.features[key]) * grad).sum()
         return total
 
-    def _apart(self, outcome: Outcome, leaves: Mapping[str, _Rows]) -> dict[str, dict[str, LeafGrads]]:
+    def _apart(self, outcome: Outcome, leaves: Mapping[str, Rows]) -> dict[str, dict[str, LeafGrads]]:
         """By term and source, the weighted term's gradient in each feature."""
         places = [(n, k, v) for n, rows in leaves.items() for k, v in rows.features.items() if v.requires_grad]
         apart: dict[str, dict[str, LeafGrads]] = {}
@@ -266,32 +259,32 @@ class Objective(nn.Module):
                 found[name][key] = grad
         return apart
 
-    def encode(self, batches: Batches) -> dict[str, _Rows]:
+    def encode(self, batches: Batches) -> dict[str, Rows]:
         """Features of each source; sources that share image size and keys go through the model together."""
-        found: dict[str, _Rows] = {}
+        found: dict[str, Rows] = {}
         for names, keys in self.groups:
             if len(names) == 1:
                 found[names[0]] = self._encode_one(names[0], batches[names[0]])
                 continue
             features = self.pipeline(concatenate([batches[name] for name in names]), keys)
-            starts = _zeros()
+            starts = no_rows()
             for name in names:
                 batch = batches[name]
-                found[name] = _Rows(_sliced(features, starts, batch.sizes), replace(batch, state={}))
+                found[name] = Rows(sliced(features, starts, batch.sizes), replace(batch, state={}))
                 for axis, size in batch.sizes.items():
                     starts[axis] += size
         return found
 
-    def _encode_one(self, name: str, batch: ViewBatch) -> _Rows:
+    def _encode_one(self, name: str, batch: ViewBatch) -> Rows:
         # What the model read of published state has done its part; it would be gathered over ranks for nothing.
-        return _Rows(self.pipeline(batch, self.keys[name]), replace(batch, state={}))
+        return Rows(self.pipeline(batch, self.keys[name]), replace(batch, state={}))
 
     def _moved(self, batch: ViewBatch) -> ViewBatch:
         """The batch on the device, with the published state that the model itself reads."""
         moved = batch.to(self.device, non_blocking=True)
         return moved.with_state(self._state(self._read_by_model, moved)) if self._read_by_model else moved
 
-    def evaluate(self, rows: Mapping[str, _Rows], terms: Iterable[Term]) -> Outcome:
+    def evaluate(self, rows: Mapping[str, Rows], terms: Iterable[Term]) -> Outcome:
         """Every term on the rows of its own sources, in float32 with autocast off, and their weighted sum."""
         outcome = Outcome(torch.zeros((), device=self.device))
         for term in terms:
@@ -305,7 +298,7 @@ class Objective(nn.Module):
             outcome.total = outcome.total + self.weights[term.name] * value
         return outcome
 
-    def _batch_value(self, term: Term, rows: Mapping[str, _Rows], logged: dict[str, Tensor]) -> Tensor:
+    def _batch_value(self, term: Term, rows: Mapping[str, Rows], logged: dict[str, Tensor]) -> Tensor:
         result = self._call(term, rows, gathered=True)
         if isinstance(result, Mapping):
             if "loss" not in result:
@@ -317,25 +310,26 @@ class Objective(nn.Module):
         return _scalar(result, f"loss {term.name}")
 
     def _object_sums(
-        self, term: Term, rows: Mapping[str, _Rows], logged: dict[str, Tensor] | None = None
+        self, term: Term, rows: Mapping[str, Rows], logged: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """A term's `loss` and `count` on these rows; what else it returns is added to `logged`."""
         result = self._call(term, rows, gathered=False)
         if not isinstance(result, Mapping) or not {"loss", "count"} <= result.keys():
             raise PluginError(f"loss {term.name} has scope 'object' and must return {{'loss': sum, 'count': n}}")
         count = torch.as_tensor(result["count"], dtype=torch.float32, device=self.device)
-        for key in sorted(result.keys() - {"loss", "count"}) if logged is not None else ():
-            name, value = f"{term.name}/{key}", _logged(result[key], f"loss {term.name}: {key!r}", self.device)
-            logged[name] = logged.get(name, 0) + value.float()
+        if logged is not None:
+            for key in sorted(result.keys() - {"loss", "count"}):
+                name, value = f"{term.name}/{key}", _logged(result[key], f"loss {term.name}: {key!r}", self.device)
+                logged[name] = logged.get(name, 0) + value.float()
         return {"loss": _scalar(result["loss"], f"loss {term.name}"), "count": count.detach()}
 
-    def _call(self, term: Term, rows: Mapping[str, _Rows], *, gathered: bool) -> Any:
-        mine = _joined([rows[name] for name in term.sources if name in rows])
+    def _call(self, term: Term, rows: Mapping[str, Rows], *, gathered: bool) -> Any:
+        mine = joined([rows[name] for name in term.sources if name in rows])
         batch = replace(mine.batch, state=self._state(term.needs, mine.batch))
         if "embeddings" not in term.needs:
             batch = replace(batch, embeddings={})  # which are not gathered for nothing
         features = Features(
-            {key: _as_float32(mine.features[key]) for key in mine.features if key in term.reads},
+            {key: as_float32(mine.features[key]) for key in mine.features if key in term.reads},
             axes=self.pipeline.axes,
         )
         if gathered:
@@ -379,43 +373,3 @@ def _logged(value: Any, owner: str, device: torch.device) -> Tensor:
     if isinstance(value, (int, float)):
         return torch.tensor(float(value), device=device)
     return _scalar(value, owner).detach()
-
-
-def _as_float32(value: Tensor) -> Tensor:
-    """Half precision becomes float32; a model in float64 keeps it."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _joined(rows: Sequence[_Rows]) -> _Rows:
-    """The rows of several sources or chunks as one, in order; a feature without rows is the same in all."""
-    if len(rows) == 1:
-        return rows[0]
-    features = rows[0].features
-    shared = set(features).intersection(*(set(other.features) for other in rows[1:]))
-    values = {
-        key: features[key] if features.axes[key] == "none" else torch.cat([other.features[key] for other in rows])
-        for key in features
-        if key in shared
-    }
-    return _Rows(Features(values, axes=features.axes), concatenate([other.batch for other in rows]))
-
-
-def _zeros() -> dict[Axis, int]:
-    return {"view": 0, "object": 0, "caption": 0}
-
-
-def _sliced(features: Features, starts: Mapping[Axis, int], sizes: Mapping[Axis, int]) -> Features:
-    values: dict[str, Tensor] = {}
-    for key, value in features.items():
-        axis = features.axes[key]
-        values[key] = value if axis == "none" else value[starts[axis] : starts[axis] + sizes[axis]]
-    return Features(values, axes=features.axes)
-
-
-def _leaf(rows: _Rows) -> _Rows:
-    """The same values cut off from the graph, ready to collect a gradient."""
-    values = {key: _as_float32(value).detach() for key, value in rows.features.items()}
-    for value in values.values():
-        if value.is_floating_point():
-            value.requires_grad_()
-    return _Rows(Features(values, axes=rows.features.axes), rows.batch)
