@@ -18,6 +18,7 @@ from mvcore.run_folder import checkpoint_of
 from mvcore.training.fit import Training
 from mvcore.training.folder_checkpoint import FolderCheckpoint
 from mvcore.training.optimization import learning_rate, make_optimizer
+from mvcore_ovt.mining import OutlierMining
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -195,10 +196,11 @@ def test_each_step_draws_from_every_source(lab: Lab, tmp_path: Path) -> None:
             self.outliers = 0
             self.views = 0
 
-        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, *_: Any, **__: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any, **__: Any) -> None:
             self.sizes.append((batch["objects"].n_views, batch["few"].n_views))
             self.epochs.append(trainer.current_epoch)
-            mined = trainer.callbacks[0].state(batch["objects"])["ovt.outliers"]  # pyright: ignore[reportAttributeAccessIssue]
+            mining = next(callback for callback in trainer.callbacks if isinstance(callback, OutlierMining))
+            mined = mining.state(batch["objects"])["ovt.outliers"]
             self.outliers += int(mined.sum())
             self.views += batch["objects"].n_views
 
