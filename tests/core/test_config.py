@@ -146,7 +146,7 @@ def test_an_option_whose_name_the_section_reserves_stands_under_args():
         ),
         (
             "run:\n  zzzz: 1",
-            "1.yaml:2: run.zzzz: unknown key (known: accelerator, batch_size, checkpoint_every, devices,",
+            "1.yaml:2: run.zzzz: unknown key (known: accelerator, alarm, batch_size, checkpoint_every, devices,",
         ),
         ("optimizer:\n  lr: fast", "1.yaml:2: optimizer.lr: input should be a valid number, got 'fast'"),
         ("optimizer: {lr: -1}", "1.yaml:1: optimizer.lr: input should be greater than 0, got -1"),

@@ -267,6 +267,8 @@ def test_batches_carry_the_runs_ids_and_their_source() -> None:
 
 def test_ids_that_are_not_known_stay_unknown() -> None:
     class Nameless(NoisyViews):
+        provides = frozenset()
+
         def load(self, i: int, views: Sequence[int], rng: Any) -> ViewBatch:
             return ViewBatch.make([len(views)])
 

@@ -285,7 +285,7 @@ def test_changed_bytes_give_tensors_or_one_error(small_file: tuple[Path, bytes],
 
 def test_who_imports_nothing_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["import", str(tmp_path / "x.ckpt"), "--as", "ovt"]) == 2
-    assert "ovt: it imports no checkpoint (those that do: duoduo.released)" in capsys.readouterr().err
+    assert "ovt: it imports no checkpoint (those that do: duoduo.released" in capsys.readouterr().err
 
 
 def test_an_imported_run_says_where_it_is_from(

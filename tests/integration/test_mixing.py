@@ -146,13 +146,13 @@ def test_the_command_of_three_methods(tmp_path: Path, capsys: pytest.CaptureFixt
     losses = ["--loss", "equivariance.smooth_ap=0.5", "--loss", "mvc_heads.contrastive=0.1"]
     assert run(["train", "--plugin", "ovt", *losses, *flags, "--no-control", "-o", str(tmp_path / "run")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "source equivariance.objects from recipe equivariance." in printed
+    assert "source pairs from recipe equivariance.demo on the data of source objects" in printed
     assert "equivariance.smooth_ap needs sampling: pairs" in printed
-    assert "loss equivariance.smooth_ap: weight 0.5 on equivariance.objects" in printed
-    assert "adapter equivariance.dense of recipe equivariance." in printed
+    assert "loss equivariance.smooth_ap: weight 0.5 on pairs" in printed
+    assert "adapter equivariance.dense of recipe equivariance.demo is not taken" in printed
     assert "gradients: DEMO tuned" in printed
     config = (tmp_path / "run/config.yaml").read_text()
-    assert "depth: true  # recipe equivariance." in config
+    assert "depth: only  # recipe equivariance.demo" in config
     assert "for equivariance.smooth_ap" in config
     found = read_metrics(tmp_path / "run/metrics.csv")
     assert {"core.itc", "ovt.vc", "equivariance.smooth_ap", "mvc_heads.contrastive"} <= {

@@ -103,7 +103,9 @@ def test_command_lines_parse(path: Path, program):
     for line in in_text(path):
         if not re.search(r"\.\.\.|[|,]", line):  # an abbreviation, not a command line
             faults[line] = program.fault(shlex.split(line), complete=False)
-    assert not {line: fault for line, fault in faults.items() if fault}
+    # The command of the plugin that the tutorial makes; test_plugin_template.py runs it.
+    own = {"mymethod"} if path.name == "your-own-plugin.md" else set[str]()
+    assert not {line: fault for line, fault in faults.items() if fault and line.split()[0] not in own}
 
 
 def test_the_parser_finds_faults(program):
