@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from mvcore.packing import concatenate
     from mvcore.parts import Adapter, Backbone, IndexedDataset, RunHandle, StreamDataset
     from mvcore.paths import resolve_path
-    from mvcore.report.figures import draw_heat_maps, draw_lines
+    from mvcore.report.figures import draw_heat_maps, draw_lines, new_figure, save_figure
     from mvcore.run_folder import read_config
     from mvcore.types import Cameras, Features, Tracks, ViewBatch
 
@@ -98,6 +98,8 @@ _LAZY = {
     "read_config": "mvcore.run_folder",
     "resolve_path": "mvcore.paths",
     "draw_heat_maps": "mvcore.report.figures",
+    "new_figure": "mvcore.report.figures",
+    "save_figure": "mvcore.report.figures",
 }
 
 
@@ -162,12 +164,14 @@ __all__ = [
     "load_encoder",
     "merge_lora",
     "model_key",
+    "new_figure",
     "openai_templates",
     "ratio_samples",
     "read_config",
     "read_image",
     "resolve_path",
     "sample_dense",
+    "save_figure",
     "stages_of",
     "write_atomic",
 ]

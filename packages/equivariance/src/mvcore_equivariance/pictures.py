@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mvcore.api import write_atomic
+from mvcore.api import new_figure, save_figure
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 150
 _RIGHT, _WRONG = "#1f6fb4", "#e1812c"
 _POINTS = 24
 """Correspondences in a picture: more are not told apart."""
@@ -56,13 +54,13 @@ def draw_matches(pairs: Sequence[MatchedPair], path: Path, *, title: str = "", r
     """
     if not pairs:
         raise ValueError("no pair of views to draw")
-    figure = _new_figure(6.6, 3.35 * len(pairs) + 0.6)
+    figure = new_figure(6.6, 3.35 * len(pairs) + 0.6)
     axes = figure.subplots(len(pairs), 1, squeeze=False)[:, 0]
     for axis, pair in zip(axes, pairs, strict=True):
         _draw_pair(axis, pair)
     _legend(figure, axes[0], rule)
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_pair(axis: Axes, pair: MatchedPair) -> None:
@@ -123,7 +121,7 @@ def draw_pca(
         raise ValueError(f"images must be (V, H, W, 3) and dense (V, C, h, w), not {images.shape} and {dense.shape}")
     colours = principal_colours(dense, None if foreground is None else _cells(foreground, dense.shape[2:]))
     count = len(images)
-    figure = _new_figure(max(3.0, 1.7 * count), 3.9)
+    figure = new_figure(max(3.0, 1.7 * count), 3.9)
     axes = figure.subplots(2, count, squeeze=False)
     height, width = images.shape[1:3]
     for column in range(count):
@@ -132,7 +130,7 @@ def draw_pca(
         for row in (0, 1):
             axes[row, column].set_axis_off()
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def principal_colours(dense: NDArray[np.floating], cells: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
@@ -194,7 +192,7 @@ def draw_tracks(
     some = _spread(len(tracks))
     palette = colormaps["hsv"](np.linspace(0, 1, len(some), endpoint=False))
     height, width = frames.shape[1:3]
-    figure = _new_figure(2.6 * len(shown), 2.6 * height / width + 0.7)
+    figure = new_figure(2.6 * len(shown), 2.6 * height / width + 0.7)
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, frame in zip(axes, shown, strict=True):
         axis.imshow(0.35 + 0.65 * frames[frame] / 255, extent=(0, width, height, 0))
@@ -212,27 +210,9 @@ def draw_tracks(
     lines = "" if truth is None else "; lines lead to the true place"
     figure.supxlabel(f"dots: seen; rings: taken for hidden{lines}", fontsize=8)
     figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _spread(count: int) -> NDArray[np.int64]:
     """Indices of some of `count` points, evenly spread."""
     return np.unique(np.linspace(0, max(count - 1, 0), min(_POINTS, count)).round().astype(np.int64))
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    # Not through pyplot: it keeps every figure alive and picks a backend for the whole process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    write_atomic(path, buffer.getvalue())
-    return path

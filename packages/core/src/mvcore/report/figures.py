@@ -77,7 +77,7 @@ def draw_similarity_maps(
     bar.set_label("cosine", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_by_viewpoint(
@@ -127,7 +127,7 @@ def draw_by_viewpoint(
     axis.set_ylabel(f"{quantity} (%)" if percent else quantity, fontsize=9)
     finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=len(curves), loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_lines(
@@ -177,7 +177,7 @@ def draw_lines(
     axis.set_ylabel(f"{quantity} (%)" if percent else quantity, fontsize=9)
     finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=min(3, len(curves)), loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_heat_maps(
@@ -223,7 +223,7 @@ def draw_heat_maps(
     bar = figure.colorbar(shown, ax=list(axes[1]), pad=0.01)
     bar.ax.tick_params(labelsize=8)
     figure.supxlabel(label, fontsize=9)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def accuracy_by_azimuth(result: EvalResult, sources: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +272,7 @@ def draw_training_curves(metrics: Path, path: Path, *, title: str = "Training", 
     for axis in axes[len(chosen) :]:
         axis.set_visible(False)
     figure.suptitle(title, fontsize=10)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -340,7 +340,7 @@ def finish(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=9)
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
     """Writes the PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mvcore.evaluation.ledger_maps import Maps
 from mvcore.evaluation.results import Figure
-from mvcore.report.figures import COLOURS, angle_norm, finish, new_figure, save
+from mvcore.report.figures import COLOURS, angle_norm, finish, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def draw_view_maps(maps: Mapping[str, Maps], path: Path, *, title: str = "") -> 
         bar.ax.tick_params(labelsize=7)
         axes[row, 0].set_ylabel("view" if not blocks else "elevation of the camera", fontsize=8)
     figure.suptitle(f"Views of an object against each other, {title}" if title else "", fontsize=10)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def view_order(maps: Maps) -> tuple[NDArray[np.intp], list[tuple[int, str]]]:
@@ -107,7 +107,7 @@ def draw_all_pairs(maps: Mapping[str, Maps], path: Path, *, title: str = "") -> 
     bar.set_label("cosine", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(f"All pairs of views, objects by category, {title}" if title else "", fontsize=10)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_by_relative_angle(
@@ -153,7 +153,7 @@ def draw_by_relative_angle(
     axis.set_ylabel("cosine of two views of an object", fontsize=9)
     finish(axis, title)
     axis.legend(fontsize=8, frameon=False, ncols=min(4, len(curves)), loc="upper center", bbox_to_anchor=(0.5, -0.18))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _mark_blocks(axis: Axes, count: int, blocks: Sequence[tuple[int, str]]) -> None:
