@@ -11,6 +11,7 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from mvcore.dense_grid import DenseGrid
+from mvcore.encoders.block_rows import block_index, last_of
 from mvcore.encoders.branches import Branch, Branches
 from mvcore.encoders.cells import not_tiling
 from mvcore.encoders.stages import Stages, TimmStages
@@ -88,12 +89,7 @@ class TimmVision(ABC):
 
     def layer_index(self, settings: MapSettings) -> int | None:
         """The block whose output is the map, from 0; None = the final map."""
-        layer, count = settings.layer, len(self.blocks)
-        if layer is None:
-            return None
-        if not -count <= layer < count:
-            raise ConfigError(f"{self.owner}: dense.layer {layer} is not one of its {count} vision blocks")
-        return layer % count
+        return block_index(settings.layer, self.blocks, self.owner)
 
     def last_blocks(self, count: int) -> list[nn.Module | nn.Parameter]:
         """The last `count` blocks and what follows them.
@@ -101,9 +97,7 @@ class TimmVision(ABC):
         Raises:
             ConfigError: more blocks than there are.
         """
-        if not 1 <= count <= len(self.blocks):
-            raise ConfigError(f"{self.owner}: train: last:{count}, but it has {len(self.blocks)} vision blocks")
-        return [*self.blocks[-count:], *self.tail]
+        return last_of(self.blocks, count, self.tail, self.owner)
 
 
 class PlainTransformer(TimmVision):

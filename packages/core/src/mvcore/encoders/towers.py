@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvcore.dense_grid import DenseGrid
+from mvcore.encoders.block_rows import block_index, last_of
 from mvcore.encoders.cells import not_tiling
 from mvcore.encoders.options import DenseOptions
 from mvcore.encoders.stages import OpenClipStages
@@ -68,12 +69,7 @@ class VisionTower(ABC):
 
     def layer_index(self) -> int | None:
         """The block whose output is the map, from 0; None = the final map."""
-        layer, count = self.dense.layer, len(self.blocks)
-        if layer is None:
-            return None
-        if not -count <= layer < count:
-            raise ConfigError(f"{self.owner}: dense.layer {layer} is not one of its {count} vision blocks")
-        return layer % count
+        return block_index(self.dense.layer, self.blocks, self.owner)
 
     def last_blocks(self, count: int) -> list[nn.Module | nn.Parameter]:
         """The last `count` blocks and what follows them.
@@ -81,9 +77,7 @@ class VisionTower(ABC):
         Raises:
             ConfigError: more blocks than there are.
         """
-        if not 1 <= count <= len(self.blocks):
-            raise ConfigError(f"{self.owner}: train: last:{count}, but it has {len(self.blocks)} vision blocks")
-        return [*self.blocks[-count:], *self.tail]
+        return last_of(self.blocks, count, self.tail, self.owner)
 
 
 class ClassTokenTower(VisionTower):
