@@ -11,7 +11,8 @@ import mvcore
 import numpy as np
 import pytest
 import torch
-from mvcore.api import Backbone, ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
+from known_backbones import KnownBackbone
+from mvcore.api import ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
 from mvcore.cli.main import run
 from mvcore.evaluation.runner import evaluate
 from mvcore.model import Model, Pipeline
@@ -20,7 +21,7 @@ from mvcore_data.rigs import make_rig
 from mvcore_data.views import Views
 from mvcore_equivariance.evaluation.pairs import draw_pairs
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 SIZE = 48
 AXES = np.array([0.5, 0.35, 0.42])
@@ -61,22 +62,16 @@ def write(path: Path, **without: bool) -> Path:
     return path
 
 
-class Known(Backbone):
+class Known(KnownBackbone):
     """A dense map of known values; its cells are pixels."""
 
     dims: Mapping[str, int] = {"dense": 8}
     provides = frozenset(dims)
     image_size = SIZE
-    library = "known"
 
     def __init__(self, what: str = "surface") -> None:
         super().__init__()
         self.what = what
-        self.scale = nn.Parameter(torch.ones(()))
-
-    @property
-    def model(self) -> nn.Module:
-        return self
 
     def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
         assert batch.images is not None
@@ -93,9 +88,6 @@ class Known(Backbone):
 
     def dense_grid(self, width: int, height: int) -> DenseGrid:
         return DenseGrid.tiling(height, width, width, height)
-
-    def set_trainable(self, mode: str) -> None:
-        """Nothing of it trains."""
 
 
 def measured(source: Any, output: Path, what: str = "surface", **options: Any) -> EvalResult:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapes
 import torch
 from mvcore.api import Cameras, ViewBatch
 from mvcore_equivariance.correspondences import (
@@ -21,18 +19,6 @@ from mvcore_equivariance.correspondences import (
 )
 from torch import Tensor
 
-
-def _load_shapes() -> Any:
-    spec = importlib.util.spec_from_file_location("equivariance_shapes", Path(__file__).with_name("shapes.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shapes = _load_shapes()
 SIZE = 128
 PAIR = [shapes.Sphere((-0.3, 0, 0), 0.25), shapes.Sphere((0.3, 0, 0.1), 0.3)]
 ANGLES = ((0, 35), (70, 20))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapes
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,20 +26,6 @@ from mvcore_equivariance.geometry import (
 )
 from torch import Tensor
 
-
-def _load_shapes() -> Any:
-    spec = importlib.util.spec_from_file_location("equivariance_shapes", Path(__file__).with_name("shapes.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shapes = _load_shapes()
 BALL = [shapes.Sphere()]
 
 

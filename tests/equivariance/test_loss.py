@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapes
 import torch
 from mvcore.api import Cameras, DataError, Features, ViewBatch
 from mvcore_equivariance import sample_features, smooth_ap
@@ -21,18 +19,6 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.functional import normalize
 
-
-def _load_shapes() -> Any:
-    spec = importlib.util.spec_from_file_location("equivariance_shapes", Path(__file__).with_name("shapes.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shapes = _load_shapes()
 SIZE = 64
 BALL = [shapes.Sphere()]
 

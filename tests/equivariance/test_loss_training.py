@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import shapes
 import torch
 from mvcore.api import Cameras, Features, ViewBatch
 from mvcore.cli.main import run
@@ -29,18 +28,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import normalize
 
-
-def _load_shapes() -> Any:
-    spec = importlib.util.spec_from_file_location("equivariance_shapes", Path(__file__).with_name("shapes.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shapes = _load_shapes()
 SIZE = 64
 
 

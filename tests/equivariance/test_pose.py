@@ -13,6 +13,7 @@ import mvcore
 import numpy as np
 import pytest
 import torch
+from known_backbones import KnownBackbone
 from mvcore.api import Backbone, ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
 from mvcore.evaluation.runner import evaluate
 from mvcore.model import Model, Pipeline
@@ -20,7 +21,7 @@ from mvcore_equivariance.metrics import pose_error
 from mvcore_equivariance.pnp import solve_pnp
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 ID = "equivariance.pose"
 SIZE = 96
@@ -97,23 +98,16 @@ def test_without_opencv_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
         solve_pnp(cloud(9), seen(cloud(9), pose_at(5)), K)
 
 
-class Colours(Backbone):
+class Colours(KnownBackbone):
     """A feature is the colour of its pixel, with a constant."""
 
     dims: Mapping[str, int] = {"dense": 4}
     provides = frozenset(dims)
-    image_size = None
     any_size = True
-    library = "colours"
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()
         self.blind = blind
-        self.scale = nn.Parameter(torch.ones(()))
-
-    @property
-    def model(self) -> nn.Module:
-        return self
 
     def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
         assert batch.images is not None
@@ -124,9 +118,6 @@ class Colours(Backbone):
 
     def dense_grid(self, width: int, height: int) -> DenseGrid:
         return DenseGrid.tiling(height, width, width, height)
-
-    def set_trainable(self, mode: str) -> None:
-        """Nothing of it trains."""
 
 
 def render(pose: NDArray) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

@@ -13,6 +13,7 @@ import mvcore
 import numpy as np
 import pytest
 import torch
+from known_backbones import KnownBackbone
 from mvcore.api import Backbone, ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
 from mvcore.cli.main import run
 from mvcore.evaluation.runner import evaluate
@@ -29,25 +30,18 @@ ID = "equivariance.tracking"
 WIDTH, HEIGHT, FRAMES = 72, 48, 6
 
 
-class Patches(Backbone):
+class Patches(KnownBackbone):
     """A feature is the pixels of its patch, less their mean: it knows nothing of where it is."""
 
     patch = 8
     dims: Mapping[str, int] = {"dense": 3 * patch**2}
     provides = frozenset(dims)
-    image_size = None
     any_size = True
-    library = "patches"
 
     def __init__(self, stride: int = 8) -> None:
         super().__init__()
         self.stride = stride
         self.asked: list[dict[str, Any]] = []
-        self.scale = nn.Parameter(torch.ones(()))
-
-    @property
-    def model(self) -> nn.Module:
-        return self
 
     def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
         assert batch.images is not None
@@ -68,9 +62,6 @@ class Patches(Backbone):
             yield
         finally:
             self.stride = before
-
-    def set_trainable(self, mode: str) -> None:
-        """Nothing of it trains."""
 
 
 def moving(shift: tuple[int, int], hidden_from: int | None = None) -> dict[str, NDArray]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from known_backbones import KnownBackbone
 from mvcore.api import Backbone, ConfigError, DataError, DenseGrid, EvalResult, ViewBatch
 from mvcore.evaluation.runner import evaluate
 from mvcore.model import Model, Pipeline
@@ -26,23 +27,16 @@ PUBLISHED = [15, 30, 10, 6, 8, 32, 19, 27, 13, 3, 8, 24, 9, 27, 12, 7, 1, 13, 20
 CELL = 4
 
 
-class Colours(Backbone):
+class Colours(KnownBackbone):
     """Features are the mean colours of squares of 4 pixels, with a constant; `loud` ones are longer where red is."""
 
     dims: Mapping[str, int] = {"dense": 4}
     provides = frozenset(dims)
-    image_size = None
     any_size = True
-    library = "colours"
 
     def __init__(self, loud: bool = False) -> None:
         super().__init__()
         self.loud = loud
-        self.scale = nn.Parameter(torch.ones(()))
-
-    @property
-    def model(self) -> nn.Module:
-        return self
 
     def encode(self, batch: ViewBatch, keys: frozenset[str]) -> dict[str, Tensor]:
         assert batch.images is not None
@@ -54,9 +48,6 @@ class Colours(Backbone):
 
     def dense_grid(self, width: int, height: int) -> DenseGrid:
         return DenseGrid.tiling(height // CELL, width // CELL, width, height)
-
-    def set_trainable(self, mode: str) -> None:
-        """Nothing of it trains."""
 
 
 def picture(width: int, height: int) -> NDArray[np.uint8]:
