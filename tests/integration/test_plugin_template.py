@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -45,8 +46,9 @@ def test_the_example_is_what_the_command_writes(tmp_path: Path, capsys: pytest.C
         (["data"], "the name 'data' is reserved for mvcore-data"),
         (["train"], "'train' is a command of mvcore's own"),
         (["json"], "a module 'json' is there already"),
-        (["class"], "a module 'class' is there already"),
+        (["class"], "'class' is a word of Python's"),
         (["torch"], "a module 'torch' is there already"),
+        (["duoduo"], "a plugin 'duoduo' is there already (mvcore-duoduo 0.1.0)"),
         (["mine", "--kinds", "loss,datasets"], "unknown kind 'datasets', did you mean 'dataset'?"),
         (["mine", "--kinds", " , "], "name at least one of"),
     ],
@@ -87,6 +89,36 @@ def test_any_choice_of_kinds_registers_just_these(install, kinds: tuple[str, ...
     install(f"third-{module}", {module.replace("_", "-"): f"{module}.plugin"}, {})
     record = load_plugins().plugin(module.replace("_", "-"))
     assert {spec.part for spec in record.specs} == set(kinds)
+
+
+@pytest.fixture(scope="module")
+def each_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package for each kind alone, and one for all of them, side by side."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for kind in KINDS:
+        write_plugin(f"only-{kind}", folder / kind, [kind])
+    for name in ("a", "mymethod", "a-very-long-name-of-a-method"):
+        write_plugin(name, folder / name)
+    return folder
+
+
+def tool(*command: str, cwd: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_written_is_clean_and_formatted(each_kind: Path):
+    for folder in each_kind.iterdir():
+        tool("ruff", "check", "--no-cache", ".", cwd=folder)
+        tool("ruff", "format", "--no-cache", "--check", ".", cwd=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_types_of_what_is_written_hold(each_kind: Path):
+    roots = [{"root": folder.name, "extraPaths": [f"{folder.name}/src"]} for folder in sorted(each_kind.iterdir())]
+    (each_kind / "pyrightconfig.json").write_text(json.dumps({"executionEnvironments": roots}), encoding="utf-8")
+    tool("pyright", "--pythonpath", sys.executable, cwd=each_kind)
 
 
 # --- all of it, installed -----------------------------------------------------------------------------------

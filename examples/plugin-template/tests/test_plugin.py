@@ -23,7 +23,7 @@ def test_the_loss_is_what_a_loop_over_objects_gives():
     distances = []
     for i in range(3):
         unit = [view / view.norm() for view in views[owners == i]]
-        mean = sum(unit) / len(unit)
+        mean = torch.stack(unit).mean(dim=0)
         distances += [1 - float(view @ mean / mean.norm()) for view in unit]
     expected = sum(max(distance, 1e-6) for distance in distances) / len(distances)
     assert abs(float(pull(views, owners, 3)) - expected) < 1e-12
@@ -34,7 +34,8 @@ def test_the_loss_takes_other_options():
 
 
 def test_the_dataset_takes_other_options():
-    mvcore.testing.check_dataset("mymethod.blobs", args={"objects": 3, "views": 2, "image_size": 16})
+    options = {"objects": 3, "views": 2, "image_size": 16}
+    mvcore.testing.check_dataset("mymethod.blobs", args=options)
 
 
 @pytest.fixture
@@ -44,11 +45,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_recipe_trains(folder: Path):
-    assert run(["train", "--plugin", "mymethod", "--set", "run.max_steps=3", "--set", "run.accelerator=cpu"]) == 0
+    settings = ["--set", "run.max_steps=3", "--set", "run.accelerator=cpu"]
+    assert run(["train", "--plugin", "mymethod", *settings]) == 0
     (metrics,) = folder.rglob("metrics.csv")
-    header, *rows = metrics.read_text(encoding="utf-8").splitlines()
-    assert len(rows) == 3
-    assert "train/mymethod.pull" in header.split(",")
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 3
+    assert "train/mymethod.pull" in lines[0].split(",")
 
 
 def test_the_command_prints_what_to_cite(capsys):

@@ -12,5 +12,6 @@ def version() -> list[CheckResult]:
     try:
         found = metadata.version("mymethod")
     except metadata.PackageNotFoundError:
-        return [CheckResult("warning", "mymethod is not installed", "pip install -e . in its folder")]
+        advice = "pip install -e . in its folder"
+        return [CheckResult("warning", "mymethod is not installed", advice)]
     return [CheckResult("ok", f"mymethod {found}")]

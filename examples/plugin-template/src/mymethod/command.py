@@ -11,6 +11,7 @@ def cite(bibtex: bool = False) -> None:
     """
     authors, title, year = "Your Name", "Your Method", 2026
     if bibtex:
-        print(f"@article{{mymethod, author = {{{authors}}}, title = {{{title}}}, year = {{{year}}}}}")
+        fields = f"author = {{{authors}}}, title = {{{title}}}, year = {{{year}}}"
+        print(f"@article{{mymethod, {fields}}}")
     else:
         print(f"{authors}, {title}, {year}")

@@ -105,9 +105,21 @@ def mvcore_register_recipes() -> list[RecipeSpec]:
 
 @hookimpl
 def mvcore_register_commands() -> list[CommandSpec]:
-    return [CommandSpec(name="mymethod", summary="Prints what to cite.", factory="mymethod.command:cite")]
+    return [
+        CommandSpec(
+            name="mymethod",
+            summary="Prints what to cite.",
+            factory="mymethod.command:cite",
+        )
+    ]
 
 
 @hookimpl
 def mvcore_register_checks() -> list[CheckSpec]:
-    return [CheckSpec(name="version", summary="Which version is installed", factory="mymethod.check:version")]
+    return [
+        CheckSpec(
+            name="version",
+            summary="Which version is installed",
+            factory="mymethod.check:version",
+        )
+    ]

@@ -6,6 +6,7 @@ from a line `#? loss & !trainer` to the next line `#.`. A file of which nothing 
 
 from __future__ import annotations
 
+import keyword
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from mvcore.discovery import RESERVED, bad_name
 from mvcore.errors import ConfigError
 from mvcore.plugin_records import BUILTIN_COMMANDS
+from mvcore.plugins import KNOWN_PACKAGES, load_plugins
 from mvcore.specs import NAME, SPEC_TYPES
 from mvcore.suggest import did_you_mean, listed
 
@@ -66,16 +68,31 @@ def _check_name(name: str, module: str) -> None:
         raise ConfigError(f"the name {name!r} is reserved for {RESERVED[name]}; choose another")
     if name in BUILTIN_COMMANDS:
         raise ConfigError(f"{name!r} is a command of mvcore's own, which a plugin cannot take; choose another name")
+    owner = _owner(name)
+    if owner:
+        raise ConfigError(
+            f"a plugin {name!r} is there already ({owner}), and two of one name shut each other out; "
+            "choose another name"
+        )
+    if keyword.iskeyword(module):
+        raise ConfigError(f"{module!r} is a word of Python's, which no module can be named; choose another name")
     if not module.isidentifier() or _is_taken(module):
         raise ConfigError(f"a module {module!r} is there already, which the plugin's would hide; choose another name")
 
 
+def _owner(name: str) -> str:
+    """Whose plugin has that name: an installed one's, or one of ours that is not installed."""
+    for record in load_plugins(check_strict=False).records:
+        if record.name == name and record.distribution:
+            return record.provider
+    return KNOWN_PACKAGES.get(name, "")
+
+
 def _is_taken(module: str) -> bool:
-    import keyword
     import sys
     from importlib.util import find_spec
 
-    if keyword.iskeyword(module) or module in sys.stdlib_module_names:
+    if module in sys.stdlib_module_names:
         return True
     try:
         return find_spec(module) is not None
