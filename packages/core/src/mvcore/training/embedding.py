@@ -28,6 +28,12 @@ def evaluation_batches(
     """
     if len(dataset) == 0:
         raise DataError("the dataset has no object to embed")
+    for group in _groups(dataset, views_per_batch, rank, world_size):
+        yield group, concatenate([dataset.load(i, dataset.views_of(i), None) for i in group])
+
+
+def _groups(dataset: IndexedDataset, views_per_batch: int, rank: int, world_size: int) -> list[list[int]]:
+    """The objects of each batch of this rank."""
     groups: list[list[int]] = [[]]
     views = 0
     for i in range(len(dataset)):
@@ -38,9 +44,8 @@ def evaluation_batches(
         groups[-1].append(i)
         views += count
     if len(groups) >= world_size:
-        groups = groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]
-    for group in groups:
-        yield group, concatenate([dataset.load(i, dataset.views_of(i), None) for i in group])
+        return groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]
+    return groups
 
 
 def embed_dataset(
@@ -60,21 +65,29 @@ def embed_dataset(
     Raises:
         DataError: the dataset has no object.
     """
-    rows: dict[str, list[Tensor]] = {key: [] for key in keys}
+    rows: dict[str, Tensor] = {}
     counts: list[Tensor] = []
     objects: list[Tensor] = []
     views: list[Tensor] = []
+    groups = _groups(dataset, views_per_batch, rank, world_size) if len(dataset) else []
+    total = sum(len(dataset.views_of(i)) for group in groups for i in group)
     part = evaluation_batches(dataset, views_per_batch=views_per_batch, rank=rank, world_size=world_size)
+    done = 0
     for _, batch in part:
         features = features_of(batch, keys)
         for key in keys:
-            rows[key].append(features[key].float().cpu())
+            found = features[key]
+            # Made once, in full: parts that are joined at the end would be there twice.
+            if key not in rows:
+                rows[key] = torch.empty(total, *found.shape[1:])
+            rows[key][done : done + len(found)] = found
+        done += batch.n_views
         counts.append(batch.view_counts)
         objects.append(batch.object_ids)
         views.append(batch.view_ids)
     view_counts = torch.cat(counts)
     return Embedded(
-        features={key: torch.cat(parts) for key, parts in rows.items()},
+        features=rows,
         object_of_view=torch.repeat_interleave(torch.arange(len(view_counts)), view_counts),
         object_ids=torch.cat(objects),
         view_ids=torch.cat(views),
