@@ -16,10 +16,18 @@ import torch
 import yaml
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.cli.main import run
+from mvcore.config_layers import Layers
+from mvcore.plugins import load_plugins
 from mvcore.run_folder import checkpoint_of
+from mvcore.running import open_session
+from mvcore.training.fit import prepare
 from mvcore_data import ViewStoreWriter
 
 VIEWS = 4
+CACHED = {
+    "adapters__duoduo.cross_view": {"cross_view_from": 1, "prefix_cache": True},
+    "trainers": {"duoduo.prefix_cache": {}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +99,29 @@ def test_a_run_trains_the_attention_and_the_scale_alone(config: Callable[..., Pa
 
 
 def test_cached_prefixes_change_nothing(config: Callable[..., Path], tmp_path: Path) -> None:
-    cached = {
-        "adapters__duoduo.cross_view": {"cross_view_from": 1, "prefix_cache": True},
-        "trainers": {"duoduo.prefix_cache": {}},
-    }
-    for name, changes in (("plain", {}), ("cached", cached)):
+    for name, changes in (("plain", {}), ("cached", CACHED)):
         assert run(["train", str(config(**changes)), "-o", str(tmp_path / name)]) == 0
     assert losses(tmp_path / "plain").shape == (4, 2)
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "plain"), atol=2e-5)
+
+
+def test_a_cached_step_takes_no_view_below_the_blocks_that_cross_views(
+    config: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = Layers()
+    layers.merge(yaml.safe_load(config(**CACHED).read_text()), "test")
+    session = open_session(layers.config(), load_plugins())
+    training = prepare(session.plan, session.sources, tmp_path / "run")
+    clip: Any = training.pipeline.backbone.model
+    passes: list[str] = []
+    for name, block in zip(("below", "above"), clip.visual.transformer.resblocks, strict=True):
+        block.register_forward_hook(lambda *_, name=name: passes.append(name))
+    assert training.module.make_loader is not None
+    batches = next(iter(training.module.make_loader(0, 1, 0)))
+    for _ in range(2):  # the first step fills the cache, and looks whether anything below trains
+        passes.clear()
+        training.module.objective.step(batches, lambda total: total.backward())
+    assert passes == ["above"]
 
 
 def test_stored_targets_take_the_place_of_a_copy(config: Callable[..., Path], store: Path, tmp_path: Path) -> None:
@@ -155,10 +178,5 @@ def test_a_cache_refuses_augmentation(
     config: Callable[..., Path], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = {"id": "data.views", "path": str(store), "batch_size": 3, "augment": [{"rotate": 30}]}
-    changes = {
-        "adapters__duoduo.cross_view": {"cross_view_from": 1, "prefix_cache": True},
-        "trainers": {"duoduo.prefix_cache": {}},
-        "data__objects": part,
-    }
-    assert run(["train", str(config(**changes)), "-o", str(tmp_path / "run")]) == 2
+    assert run(["train", str(config(**CACHED, data__objects=part)), "-o", str(tmp_path / "run")]) == 2
     assert "data.objects augments its images" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def mvcore_register_datasets():
 @hookimpl
 def mvcore_register_trainers():
     return [TrainerSpec(name=name, summary="x", needs={"view"}, factory=f"third_odd.parts:Trainer{name.capitalize()}")
-            for name in ("binds", "starts", "observes", "exits")]
+            for name in ("binds", "starts", "observes", "embeds", "exits")]
 
 @hookimpl
 def mvcore_register_evaluators():
@@ -128,6 +128,12 @@ class TrainerObserves(pl.Callback):
     def observe(self, batch, features):
         features.text
 
+class TrainerEmbeds(pl.Callback):
+    def bind(self, run):
+        self.run = run
+    def on_train_start(self, *args):
+        self.run.embed("mine", frozenset({"view", "dense"}))
+
 class TrainerExits(pl.Callback):
     def on_train_epoch_start(self, *args):
         sys.exit(0)
@@ -179,6 +185,10 @@ CASES = {
     "trainer fails in bind": ({"trainers": "{odd.binds: {}}"}, "trainer odd.binds failed: ValueError: no run for me"),
     "trainer fails in a hook": ({"trainers": "{odd.starts: {}}"}, "trainer odd.starts failed: ValueError: not today"),
     "trainer reads undeclared": ({"trainers": "{odd.observes: {}}"}, "reads 'text'"),
+    "trainer embeds undeclared": (
+        {"trainers": "{odd.embeds: {}}"},
+        "trainer odd.embeds embeds 'dense' but does not declare it (its needs: view); add it to `needs` in its spec",
+    ),
     "trainer exits": ({"trainers": "{odd.exits: {}}"}, "trainer odd.exits failed: SystemExit: 0 (parts.py:"),
     "evaluator raises": ({"validate": "odd.raises"}, "evaluator odd.raises failed: KeyError: 'nowhere' (parts.py:"),
     "evaluator exits": ({"validate": "odd.exits"}, "evaluator odd.exits failed: SystemExit: 0 (parts.py:"),

@@ -85,6 +85,7 @@ def mvcore_register_trainers() -> list[TrainerSpec]:
             summary="Computes each view's tokens below the cross-view blocks once, where nothing there changes",
             factory="mvcore_duoduo.prefix_cache:PrefixCache",
             config="mvcore_duoduo.config:PrefixCacheOptions",
+            needs={"images", "duoduo.prefix"},
             provides={"state:duoduo.prefix": "view"},
             indexed=True,
         )

@@ -147,7 +147,7 @@ class Bench:
         }
 
     def own_features(self, plugin: str) -> frozenset[str]:
-        """The features that a plugin's adapters add, `plugin.name`: its trainers and evaluators may want them."""
+        """The features that a plugin's adapters add, `plugin.name`: its evaluators may want them."""
         adapters = [part for part in self.registry.specs("encoder").values() if part.plugin == plugin]
         keys = frozenset[str]().union(*(build.provides_of(part, None) for part in adapters))
         return frozenset(key for key in keys if key.startswith(f"{plugin}."))

@@ -76,10 +76,9 @@ class _Trial:
         self.part = part
         options = build.options(part, args, part.id)
         self.axes = build.axes_of(part, options)
-        own = bench.own_features(part.plugin)
-        sections = bench.suppliers(build.needs_of(part, options) | own, part.plugin)
+        sections = bench.suppliers(build.needs_of(part, options), part.plugin)
         sections["trainers"][part.id] = {"id": part.id, "args": args}
-        reads = build.provides_of(part, options) | own | {"view"}
+        reads = build.provides_of(part, options) | {"view"}
         reading = {"probe": {"id": PROBE, "args": {"reads": sorted(reads)}}}
         self.values = bench.values(losses=reading, steps=3, **sections)
         self.training: Training = bench.prepared(self.values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvcore.errors import PluginError
 from mvcore.model import Model
 from mvcore.parts import Embedded
+from mvcore.suggest import listed
 from mvcore.training.distributed import join_embedded, rank, world_size
 from mvcore.training.embedding import embed_dataset
 from mvcore.training.sampling import PreferredViews, SourceSpecification
@@ -47,6 +50,19 @@ class RunContext:
         self._specifications = sources
         self._trainer_sources = trainer_sources
         self._preferred = preferred or PreferredViews()
+        self._owner = ""
+        self._reads: frozenset[str] | None = None
+
+    def limited(self, owner: str, reads: frozenset[str]) -> RunContext:
+        """The same handle for one trainer, which gets the features that it declares and no others.
+
+        Args:
+            owner: what the trainer is called in errors.
+            reads: the features among its needs.
+        """
+        other = copy.copy(self)
+        other._owner, other._reads = owner, reads
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +77,15 @@ class RunContext:
         self._preferred.publish(view_ids)
 
     def embed(self, source: str, keys: frozenset[str]) -> Embedded:
-        """One pass over each view of a source with evaluation transforms, ids global in the run, split over ranks."""
+        """One pass over each view of a source with evaluation transforms, ids global in the run, split over ranks.
+
+        Raises:
+            PluginError: a trainer asks for a feature that its spec does not name.
+        """
+        undeclared = sorted(keys - (keys if self._reads is None else self._reads))
+        if undeclared:
+            text = f"{self._owner} embeds {undeclared[0]!r} but does not declare it"
+            raise PluginError(f"{text} (its needs: {listed(self._reads or ())}); add it to `needs` in its spec")
         specification = self._specifications[source]
         found = embed_dataset(
             self._model.features,

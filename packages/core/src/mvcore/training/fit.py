@@ -34,7 +34,7 @@ from mvcore.training.loader import StepLoader
 from mvcore.training.metrics_csv import MetricsCsv
 from mvcore.training.module import RunModule
 from mvcore.training.objective import Objective, Term
-from mvcore.training.planner import Plan
+from mvcore.training.planner import Plan, read_by
 from mvcore.training.sampling import (
     PairFilter,
     PreferredViews,
@@ -87,14 +87,17 @@ def prepare(
     sources, id_counts = specified or specifications(plan, datasets)
     preferred = PreferredViews()
     trainers = [term.part.make() for term in plan.trainers]
+    # What a trainer only embeds is computed when it asks, not in every step.
+    observing = [t for t, made in zip(plan.trainers, trainers, strict=True) if hasattr(made, "observe")]
+    observed = read_by(observing, datasets)
     objective = Objective(
         pipeline,
         _terms(plan),
-        plan.keys,
+        {name: keys | observed[name] for name, keys in plan.keys.items()},
         {name: dataset.image_size for name, dataset in datasets.items()},
         {key: made.state for t, made in zip(plan.trainers, trainers, strict=True) for key in t.part.provides},
         {k: axis for t in plan.trainers for k, axis in build.axes_of(t.part.registered, t.part.options).items()},
-        plan.watched,
+        observed,
     )
     for term, made in zip(plan.trainers, trainers, strict=True):
         if hasattr(made, "observe"):
@@ -134,10 +137,10 @@ def prepare(
         trainer_sources={id(made): t.sources for t, made in zip(plan.trainers, trainers, strict=True)},
         preferred=preferred,
     )
-    for made in trainers:
+    for term, made in zip(plan.trainers, trainers, strict=True):
         if hasattr(made, "bind"):
             with blamed_on_one_of(_owners(plan, trainers)):
-                made.bind(context)
+                made.bind(context.limited(f"trainer {term.part.name}", term.part.reads))
     return Training(plan, module, pipeline, trainers, epoch_steps, context)
 
 

@@ -105,8 +105,7 @@ class Plan:
     Args:
         adapters: those that somebody needs, in order.
         losses, trainers: with their sources; a loss of weight 0 in every step and a trainer nobody reads are left out.
-        keys: the features that are computed on each source.
-        watched: those among them that a trainer reads.
+        keys: the features that losses read on each source.
     """
 
     blueprint: Blueprint
@@ -114,7 +113,6 @@ class Plan:
     losses: tuple[PlannedTerm, ...]
     trainers: tuple[PlannedTerm, ...]
     keys: Mapping[str, frozenset[str]]
-    watched: Mapping[str, frozenset[str]]
 
     @property
     def config(self) -> RunConfig:
@@ -220,15 +218,16 @@ def plan(blueprint: Blueprint, datasets: Mapping[str, Any], registry: Registry) 
             text = f"no loss reads this source; drop it (--set 'data[{name}]=null'), or name it in a loss's `on`"
             raise ConfigError(blueprint.sources[name].place.line([], text))
 
-    def read_by(readers: Iterable[PlannedTerm]) -> dict[str, frozenset[str]]:
-        return {
-            name: frozenset[str]().union(*(term.part.reads for term in readers if name in term.sources))
-            for name in datasets
-        }
-
     adapters = tuple(part for part in blueprint.adapters if not part.provides or part in needed)
-    keys, watched = read_by((*losses, *planned_trainers)), read_by(planned_trainers)
-    return Plan(blueprint, adapters, losses, planned_trainers, keys, watched)
+    return Plan(blueprint, adapters, losses, planned_trainers, read_by(losses, datasets))
+
+
+def read_by(terms: Iterable[PlannedTerm], sources: Iterable[str]) -> dict[str, frozenset[str]]:
+    """The features that losses or trainers read on each source."""
+    readers = tuple(terms)
+    return {
+        name: frozenset[str]().union(*(term.part.reads for term in readers if name in term.sources)) for name in sources
+    }
 
 
 def _weighing(blueprint: Blueprint) -> list[Chosen]:
