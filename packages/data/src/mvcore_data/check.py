@@ -46,6 +46,8 @@ def check_store(
 ) -> CheckReport:
     """Reads everything in a store: every checksum, image, depth map, mask, track, camera, caption and range.
 
+    The vectors that stand beside it are read, too.
+
     Args:
         path: a shard or the folder of a store.
         untrusted: decode it, too, in a child process with limits.
@@ -71,6 +73,7 @@ def check_here(path: str) -> dict[str, Any]:
 
 
 def _check(path: Path) -> CheckReport:
+    from mvcore_data.embedding_check import embedding_problems
     from mvcore_data.store import ViewStore
 
     report = CheckReport(str(path))
@@ -85,6 +88,7 @@ def _check(path: Path) -> CheckReport:
         for v in store.views_of(i):
             report.views += 1
             report.problems += problems_of(store, v)
+    report.problems += embedding_problems(store)
     store.close()
     return report
 

@@ -270,8 +270,13 @@ def _write_key(folder: Path, key: Mapping[str, Any]) -> None:
 
 
 def _is_finished(path: Path, key: Mapping[str, Any], shard: Any) -> bool:
+    """Whether a file is there and sound, so that the command that made it also mends it."""
     try:
-        VectorFile(path, embeddings.shapes_of(key, shard), embeddings.file_metadata(key, shard)).close()
+        file = VectorFile(path, embeddings.shapes_of(key, shard), embeddings.file_metadata(key, shard))
+        for kind in file.shapes:
+            for rows in file.blocks(kind):
+                file.read(kind, rows, str)
     except DataError:
         return False
+    file.close()
     return True

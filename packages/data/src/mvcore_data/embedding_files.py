@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from mvcore_data.index import sync_folder
 
 LARGEST = float(np.finfo(np.float16).max)
 _MAX_HEADER = 1 << 20
+_ROWS = 1 << 12
 _ITEM = {"F16": 2, "U32": 4}
 _NOT_ARRAYS = {"__metadata__"}
 
@@ -126,6 +127,9 @@ class VectorFile:
         shapes: (rows, width) of each kind.
         metadata: what its header must say.
 
+    Attributes:
+        shapes: (rows, width) of each kind.
+
     Raises:
         DataError: missing, truncated, damaged, or not what is expected.
     """
@@ -134,7 +138,7 @@ class VectorFile:
         self.path = path
         self._fd: int | None = None
         self._stamp = (0, 0)
-        self._shapes = dict(shapes)
+        self.shapes = dict(shapes)
         try:
             header, start = self._header()
             if header.get("__metadata__") != dict(metadata):
@@ -148,6 +152,12 @@ class VectorFile:
             self.close()
             raise
 
+    def blocks(self, kind: str) -> Iterator[NDArray[np.int64]]:
+        """The numbers of all rows of a kind, as many at a time as are well read at once."""
+        count = self.shapes[kind][0]
+        for start in range(0, count, _ROWS):
+            yield np.arange(start, min(start + _ROWS, count))
+
     def read(self, kind: str, rows: NDArray[np.int64], label: Callable[[int], str]) -> NDArray[np.float16]:
         """(N, D) float16 vectors of a kind; `label` names a row for messages.
 
@@ -155,7 +165,7 @@ class VectorFile:
             IndexError: a row that is not there.
             DataError: its bytes are not those that were written, or not finite.
         """
-        count, width = self._shapes[kind]
+        count, width = self.shapes[kind]
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
             raise IndexError(f"{self.path}: rows {int(rows.min())} to {int(rows.max())} of {count}")
         out = np.empty((len(rows), width), "<f2")
@@ -168,7 +178,7 @@ class VectorFile:
             self._fill(data[first * step : last * step], place)
         for i, crc in enumerate(self._crc32[kind][rows].tolist()):
             if zlib.crc32(data[i * step : (i + 1) * step]) != crc:
-                raise DataError(f"{label(int(rows[i]))}: its vector is damaged ({self.path}); make the file anew")
+                raise DataError(f"{label(int(rows[i]))}: its vector is damaged ({self.path}); make the file anew with 'mvcore data embed'")
         if (wrong := ((out.view(np.uint16) & 0x7C00) == 0x7C00).any(axis=1)).any():
             raise DataError(f"{label(int(rows[wrong.argmax()]))}: its stored vector is not finite ({self.path})")
         return out

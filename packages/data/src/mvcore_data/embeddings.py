@@ -180,6 +180,7 @@ class EmbeddingCache:
     Attributes:
         key: what the vectors were made with.
         widths: dimensions by kind, `image` and `text`.
+        files: the vectors of each shard.
 
     Raises:
         DataError: there is none, it is unfinished or damaged, or it was made for other data.
@@ -199,7 +200,7 @@ class EmbeddingCache:
         self.widths: dict[str, int] = {kind: feature["width"] for kind, feature in key["features"].items()}
         shards = store.shards
         self._check_store(shards)
-        self._files = [
+        self.files = [
             VectorFile(file_of(self.folder, n), shapes_of(key, shard), file_metadata(key, shard))
             for n, shard in enumerate(shards)
         ]
@@ -224,7 +225,7 @@ class EmbeddingCache:
         for n in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == n)
             shard = self.store.shards[n]
-            out[mine] = self._files[n].read(
+            out[mine] = self.files[n].read(
                 kind, wanted[mine] - first[n], lambda row, shard=shard: row_label(shard, kind, row)
             )
         return out

@@ -12,6 +12,7 @@ from mvcore.api import DataError
 
 from mvcore_data import sandbox
 from mvcore_data.check import CHECK_SECONDS, MEMORY_BYTES, problems_of, reading_seconds
+from mvcore_data.embedding_check import embedding_problems
 from mvcore_data.objects import EncodedObject, EncodedView
 from mvcore_data.store import ViewStore
 from mvcore_data.writer import ViewStoreWriter
@@ -28,6 +29,7 @@ class RepairReport:
         dropped_views: views left out of objects that could be read, damaged or not.
         lost_objects, lost_views: in shards that could not be opened, as the index counts them.
         problems: what is wrong, a line each; empty for a sound store, of which no copy is made.
+        vectors: what is wrong with the vectors beside a store that is sound itself.
     """
 
     objects: int = 0
@@ -38,6 +40,7 @@ class RepairReport:
     lost_objects: int = 0
     lost_views: int = 0
     problems: list[str] = field(default_factory=list)
+    vectors: list[str] = field(default_factory=list)
 
 
 def repair_store(
@@ -45,8 +48,8 @@ def repair_store(
 ) -> RepairReport:
     """Writes a new store without what is damaged; the old one is only read.
 
-    Kept are images, depth, masks, tracks and captions byte for byte, cameras, names, and the splits. A store appears at
-    `out` when all of it is written, or not at all.
+    Kept are images, depth, masks, tracks and captions byte for byte, cameras, names, and the splits; vectors beside the
+    store are not. A store appears at `out` when all of it is written, or not at all.
 
     Args:
         path: a store, or a single shard.
@@ -120,6 +123,7 @@ def _repair(path: Path, out: Path, keep_good_views: bool) -> RepairReport:
         )
         kept = {i: _kept_views(store, i, keep_good_views, report) for i in range(len(store))}
         if not report.problems:
+            report.vectors = list(embedding_problems(store))
             writer.discard()
             return report
         if not any(kept.values()):
