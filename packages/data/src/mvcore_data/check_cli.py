@@ -49,8 +49,8 @@ def _repair(store: Path, out: Path, keep_good_views: bool, untrusted: bool) -> N
         for problem in _shown(report.vectors):
             typer.echo(problem, err=True)
         raise DataError(
-            f"{store}: its objects are sound, so {out} was not made; give the 'mvcore data embed' command that made the "
-            "vectors again, which makes damaged files anew"
+            f"{store}: its objects are sound, so {out} was not made; give the 'mvcore data embed' command that made "
+            "the vectors again, which makes damaged files anew"
         )
     if not report.problems:
         typer.echo(f"{store}: sound, nothing to repair; {out} was not made")

@@ -178,7 +178,10 @@ class VectorFile:
             self._fill(data[first * step : last * step], place)
         for i, crc in enumerate(self._crc32[kind][rows].tolist()):
             if zlib.crc32(data[i * step : (i + 1) * step]) != crc:
-                raise DataError(f"{label(int(rows[i]))}: its vector is damaged ({self.path}); make the file anew with 'mvcore data embed'")
+                raise DataError(
+                    f"{label(int(rows[i]))}: its vector is damaged ({self.path}); make the file anew with 'mvcore data "
+                    "embed'"
+                )
         if (wrong := ((out.view(np.uint16) & 0x7C00) == 0x7C00).any(axis=1)).any():
             raise DataError(f"{label(int(rows[wrong.argmax()]))}: its stored vector is not finite ({self.path})")
         return out
