@@ -22,8 +22,10 @@ import io
 import json
 import os
 
-# As the program itself does, before torch is imported: threads that wait do not spin.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from mvcore.cli.process import prepare
+
+# As the program itself does, before torch is imported.
+prepare()
 
 import tempfile
 import time

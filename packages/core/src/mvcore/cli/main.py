@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mvcore.cli.process import prepare
 from mvcore.discovery import RESERVED
 from mvcore.errors import ConfigError, MvcoreError, PluginError
 from mvcore.plugin_records import BUILTIN_COMMANDS
@@ -118,7 +119,7 @@ def run(argv: Sequence[str]) -> int:
     """
     arguments = list(argv) or ["--help"]
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="mvcore", standalone_mode=False)
+        result = typer.main.get_command(app).main(arguments, prog_name="mvcore", standalone_mode=False, obj=arguments)
         if result == 130:  # typer turns Ctrl-C into an exit code without a word
             return _fail("interrupted", 130)
         return result if type(result) is int else 0
@@ -169,9 +170,7 @@ def _fail(text: str, code: int = 2) -> int:
 
 def main() -> None:
     """The entry point of the installed program."""
-    # Before torch is imported. By default an OpenMP thread spins while it waits for another; on a machine that is busy
-    # with other programs as well, those that it waits for do not run, and a step can take many times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare()
     sys.exit(run(sys.argv[1:]))
 
 
