@@ -15,7 +15,7 @@ import torch
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.cli.main import run
 from mvcore.run_folder import checkpoint_of
-from mvcore_equivariance import DenseEncoder, released_positions
+from mvcore_equivariance import DenseEncoder
 from mvcore_equivariance.released import BACKBONES, released_base
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -138,7 +138,8 @@ def test_the_files_name_tells_registers_apart(make_vit: Make) -> None:
 def test_every_released_file_has_its_model() -> None:
     assert len(BACKBONES) == 11
     for stem, model in BACKBONES.items():
-        assert released_base(f"{stem}.ckpt") == {"model": model}
+        hub = "dinov2" in model and "reg4" not in model
+        assert released_base(f"{stem}.ckpt") == {"model": model, "positions": "dinov2" if hub else "timm"}
         base, _, tag = model.partition(".")
         assert tag in [name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")]
         config = timm.get_pretrained_cfg(base)
@@ -147,36 +148,38 @@ def test_every_released_file_has_its_model() -> None:
     assert released_base("last.ckpt") == {}
 
 
-def bicubic(values: np.ndarray, place: float) -> np.ndarray:
-    """Values (M, ...) at a place between their centres, by the cubic kernel of a = -0.75; borders repeat."""
-    first = int(np.floor(place))
-    total = np.zeros_like(values[0])
-    for k in range(first - 1, first + 3):
-        x = abs(place - k)
-        near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
-        total = total + (near if x <= 1 else far) * values[min(max(k, 0), len(values) - 1)]
-    return total
+def under_hub_positions(vit: Any, pixels: Tensor) -> Any:
+    """The model with its table replaced by what the hub's formula gives for the grid of these images, from scratch."""
+    patch, side = vit.patch_embed.patch_size[0], vit.patch_embed.grid_size[0]
+    rows, columns = (length // patch for length in pixels.shape[2:])
+    table = vit.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(
+        table, scale_factor=((rows + 0.1) / side, (columns + 0.1) / side), mode="bicubic", recompute_scale_factor=False
+    )
+    positions = torch.cat([vit.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], dim=1)
+    vit._pos_embed = lambda cells: (
+        torch.cat([vit.cls_token.expand(len(cells), -1, -1), cells.flatten(1, 2)], 1) + positions
+    )
+    return vit
 
 
-@pytest.mark.parametrize("grid", [(7, 7), (11, 8), (4, 6), (37, 5)])
-def test_positions_are_those_of_dinov2s_own_code(grid: tuple[int, int]) -> None:
-    positions = torch.randn(1, 1 + 25, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = released_positions(positions, grid)
-    square = positions[0, 1:].reshape(5, 5, 3).numpy()
-    expected = np.zeros((*grid, 3))
-    for i in range(grid[0]):
-        for j in range(grid[1]):
-            row, column = ((k + 0.5) * 5 / (cells + 0.1) - 0.5 for k, cells in zip((i, j), grid, strict=True))
-            expected[i, j] = bicubic(bicubic(square, row), column)
-    torch.testing.assert_close(found[0, 1:], torch.from_numpy(expected.reshape(-1, 3)), atol=1e-9, rtol=0)
-    assert torch.equal(found[:, :1], positions[:, :1])
-    assert released_positions(positions, (5, 5)) is positions
-
-
-def test_positions_of_something_else_are_refused() -> None:
-    for shape, grid in (((1, 25, 3), (4, 4)), ((26, 3), (4, 4)), ((1, 26, 3), (0, 4))):
-        with pytest.raises(ValueError, match=r"positions must be \(1, 1 \+ M \* M, C\), got"):
-            released_positions(torch.zeros(shape), grid)
+def test_the_authors_map_has_the_hubs_positions(make_vit: Make) -> None:
+    checkpoint, pixels = released(32), torch.randn(2, 3, 64, 80, generator=torch.Generator().manual_seed(0))
+    encoders = [DenseEncoder(make_vit(), positions=positions) for positions in ("dinov2", "timm")]
+    with torch.no_grad():
+        for encoder in encoders:
+            encoder.load_released(checkpoint)
+        expected = by_authors(under_hub_positions(make_vit(), pixels), checkpoint, pixels)
+        hub, timms = (encoder(pixels) for encoder in encoders)
+    torch.testing.assert_close(hub, expected, atol=1e-5, rtol=1e-5)
+    assert (timms - expected).abs().max() > 1e-3
+    own = pixels[:, :, :32, :32]
+    with torch.no_grad():
+        assert torch.allclose(encoders[0](own), encoders[1](own), atol=1e-6), "at the model's own grid they are one"
+    with pytest.raises(ValueError, match="set positions to timm"):
+        DenseEncoder(make_vit(reg_tokens=4, no_embed_class=True), positions="dinov2")
+    with pytest.raises(ValueError, match="not whole patches"):
+        DenseEncoder(make_vit(dynamic_img_pad=True), positions="dinov2")(torch.zeros(1, 3, 33, 40))
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +227,7 @@ def test_import_keeps_what_was_trained_over_its_base(call: Callable[..., str], b
     vit.load_state_dict(load_weights(base_file))
     mean, std = (torch.tensor(vit.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     normalised = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    vit = under_hub_positions(vit, normalised)
     expected = by_authors(vit, checkpoint, normalised)
     torch.testing.assert_close(mvcore.load(tmp_path / "out").dense(pixels), expected, atol=1e-4, rtol=1e-4)
 
@@ -238,8 +242,10 @@ def test_import_passes_over_what_is_no_tensor_on_request(
     checkpoint = {**released(384), "callbacks": {"best": Callback()}}
     said = call("dinov2_small.ckpt", checkpoint, "--pretrained", str(base_file), *SMALL, code=2)
     assert "names more than tensors" in said
-    said = call("dinov2_small.ckpt", checkpoint, "--pretrained", str(base_file), *SMALL, "--tensors-only")
+    timms = ["--set", "encoder.positions=timm"]
+    said = call("dinov2_small.ckpt", checkpoint, "--pretrained", str(base_file), *SMALL, *timms, "--tensors-only")
     assert "18 tensors" in said
+    assert mvcore.load(tmp_path / "out").backbone.origin["positions"] == "timm", "an option that may be another"
     weights = load_weights(checkpoint_of(tmp_path / "out", "last") / WEIGHTS)
     head = checkpoint["state_dict"]["refine_conv"]
     assert torch.equal(weights["adapters/equivariance.dense/head.weight"], head["weight"])

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mvcore.dense_grid import DenseGrid, sample_dense
     from mvcore.encoders.across_views import ViewSegments
     from mvcore.encoders.attention_sites import AttentionSite, attention_sites
+    from mvcore.encoders.positions import check_dinov2_positions
     from mvcore.encoders.stages import Stages, stages_of
     from mvcore.evaluation.embedder import Embedder
     from mvcore.evaluation.files import write_atomic
@@ -65,6 +66,7 @@ _LAZY = {
     "ViewSegments": "mvcore.encoders.across_views",
     "AttentionSite": "mvcore.encoders.attention_sites",
     "attention_sites": "mvcore.encoders.attention_sites",
+    "check_dinov2_positions": "mvcore.encoders.positions",
     "Stages": "mvcore.encoders.stages",
     "stages_of": "mvcore.encoders.stages",
     "Embedder": "mvcore.evaluation.embedder",
@@ -153,6 +155,7 @@ __all__ = [
     "attention_inputs",
     "attention_sites",
     "build",
+    "check_dinov2_positions",
     "concatenate",
     "draw_heat_maps",
     "draw_lines",

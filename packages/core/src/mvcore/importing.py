@@ -147,13 +147,10 @@ def _layers(file: Path, recipe: Registered, encoder: Mapping[str, Any], assignme
     layers.merge({"plugins": [recipe.plugin], "encoder": {**known, **encoder}}, "import")
     for assignment in assignments:
         layers.merge(nested(*parse_set(assignment)), "--set")
-    given = layers.config().encoder.args
-    for key, value in known.items():
-        # A tag names weights of a model, not another model.
-        if str(given.get(key)).partition(".")[0] != str(value).partition(".")[0]:
-            raise ConfigError(
-                f"{file.name} was trained over encoder.{key} {value}, not {given.get(key)}; leave encoder.{key} out"
-            )
+    model, given = known.get("model"), layers.config().encoder.args.get("model")
+    # A tag names weights of a model, not another model.
+    if model is not None and str(given).partition(".")[0] != str(model).partition(".")[0]:
+        raise ConfigError(f"{file.name} was trained over encoder.model {model}, not {given}; leave encoder.model out")
     return layers
 
 

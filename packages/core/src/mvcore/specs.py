@@ -240,6 +240,7 @@ class RecipeSpec(Spec):
             `adapters/<name>/<key>`).
         importer_base: `"package.module:function"` for `mvcore import`: from the name of such a checkpoint's file to the
             options of the encoder that it was trained over, as `{"model": NAME}`; `{}` for a name that tells nothing.
+            Another `model` than that is refused, other options may be set to something else.
     """
 
     part: ClassVar[str] = "recipe"

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from mvcore_equivariance.encoder import DenseEncoder
     from mvcore_equivariance.geometry import lift_depth, project
     from mvcore_equivariance.metrics import ape_pcdp, pck, pose_error, tap_vid_metrics
-    from mvcore_equivariance.released import released_positions
     from mvcore_equivariance.sampling import released_resolution, sample_features
 
 _LAZY = {
@@ -19,7 +18,6 @@ _LAZY = {
     "pck": "mvcore_equivariance.metrics",
     "pose_error": "mvcore_equivariance.metrics",
     "project": "mvcore_equivariance.geometry",
-    "released_positions": "mvcore_equivariance.released",
     "released_resolution": "mvcore_equivariance.sampling",
     "sample_features": "mvcore_equivariance.sampling",
     "smooth_ap": "mvcore_equivariance.average_precision",
@@ -42,7 +40,6 @@ __all__ = [
     "pck",
     "pose_error",
     "project",
-    "released_positions",
     "released_resolution",
     "sample_features",
     "smooth_ap",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from mvcore.api import MvcoreError, WeightsError, attention_sites, stages_of
+from mvcore.api import MvcoreError, WeightsError, attention_sites, check_dinov2_positions, stages_of
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -30,12 +30,23 @@ class DenseEncoder(nn.Module):
         rank: of each update.
         last_blocks: how many blocks from the end are tuned.
         head: `conv`, the authors' 3 x 3 convolution; `residual`, which starts as the identity; or `none`.
+        positions: how position embeddings are resampled: as `timm` does, or as DINOv2's own code, which the authors ran
+            for its models without registers (`dinov2`).
 
     Raises:
-        ValueError: not a ViT whose attention is known, fewer blocks than asked for, a rank that does not fit.
+        ValueError: not a ViT whose attention is known, fewer blocks than asked for, a rank that does not fit, or
+            `positions` that the model has not.
     """
 
-    def __init__(self, vit: nn.Module, *, rank: int = 4, last_blocks: int = 4, head: Head = "conv") -> None:
+    def __init__(
+        self,
+        vit: nn.Module,
+        *,
+        rank: int = 4,
+        last_blocks: int = 4,
+        head: Head = "conv",
+        positions: Literal["timm", "dinov2"] = "timm",
+    ) -> None:
         super().__init__()
         parts = ("blocks", "patch_embed", "num_prefix_tokens", "forward_features")
         missing = [part for part in parts if not hasattr(vit, part)]
@@ -44,8 +55,11 @@ class DenseEncoder(nn.Module):
         self.vit: Any = vit
         try:
             sites = attention_sites(self.vit.blocks, type(vit).__name__)
+            if positions == "dinov2":
+                check_dinov2_positions(vit, type(vit).__name__)
         except MvcoreError as error:
             raise ValueError(str(error)) from error
+        self.positions = positions
         vit.requires_grad_(False)
         names = {id(parameter): name for name, parameter in vit.named_parameters()}
         self.updates = AttentionUpdates(sites, rank=rank, last_blocks=last_blocks, name_of=lambda p: names[id(p)])
@@ -72,11 +86,12 @@ class DenseEncoder(nn.Module):
 
     def _tokens(self, images: Tensor) -> Tensor:
         embed = self.vit.patch_embed
-        if not embed.strict_img_size or tuple(images.shape[2:]) == tuple(embed.img_size):
+        fits = not embed.strict_img_size or tuple(images.shape[2:]) == tuple(embed.img_size)
+        if fits and self.positions == "timm":
             return self.vit.forward_features(images)
-        # A model made for one size: its parts one by one, with patches that just do not overlap.
+        # A model made for one size, or other positions: its parts one by one, with patches that just do not overlap.
         stages: Any = stages_of(self.vit, type(self.vit).__name__)
-        stages.stride = embed.patch_size[0]
+        stages.stride, stages.positions = embed.patch_size[0], self.positions
         return self.vit.norm(stages.run(stages.embed(images), 0, len(stages.blocks)))
 
     def set_strength(self, strength: float) -> None:
@@ -151,5 +166,6 @@ class DenseEncoder(nn.Module):
                 f"images of {height}x{width} do not fit a {type(self.vit).__name__} made for {embed.img_size}; make it "
                 "with dynamic_img_size=True"
             )
-        if not (own or embed.dynamic_img_pad) and (height % rows or width % columns):
+        padded = embed.dynamic_img_pad and self.positions == "timm"
+        if not (own or padded) and (height % rows or width % columns):
             raise ValueError(f"images of {height}x{width} are not whole patches of {rows}x{columns}; resize them")

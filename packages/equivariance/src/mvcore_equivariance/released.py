@@ -8,17 +8,14 @@ with registers has the shapes of the one without, and only the file's name tells
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, cast
 
-import torch
 from mvcore.api import WeightsError
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 BACKBONES: dict[str, str] = {
     **{f"dinov2_{size}": f"vit_{size}_patch14_dinov2.lvd142m" for size in ("small", "base", "large", "giant")},
@@ -110,34 +107,13 @@ def released_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def released_base(file: str) -> dict[str, Any]:
-    """The encoder's options under a released file, by its name; nothing for another name."""
-    model = BACKBONES.get(PurePath(file).stem)
-    return {} if model is None else {"model": model}
+    """The encoder's options under a released file, by its name; nothing for another name.
 
-
-def released_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings of DINOv2 without registers, resampled as its own code does, which the authors ran.
-
-    That code enlarges by a ratio that is 0.1 patches too large and does not smooth where it reduces; timm does neither.
-    To have its exact positions, make the timm model with `img_size` of `grid` times the patch, and set its `pos_embed`
-    to what this gives. For all other released backbones timm's positions are the authors'.
-
-    Args:
-        positions: (1, 1 + M * M, C), of the class token and of M x M patches.
-        grid: (rows, columns) of patches.
-
-    Returns:
-        (1, 1 + rows * columns, C).
-
-    Raises:
-        ValueError: not the positions of a class token and a square of patches, or no patch is asked for.
+    Positions are resampled as the authors' code did: DINOv2's own for its models without registers. For all others that
+    is what timm does.
     """
-    side = math.isqrt(positions.shape[1] - 1) if positions.ndim == 3 else 0
-    if side < 1 or positions.shape[1] != 1 + side * side or min(grid) < 1:
-        raise ValueError(f"positions must be (1, 1 + M * M, C), got {tuple(positions.shape)} for a grid of {grid}")
-    if tuple(grid) == (side, side):
-        return positions
-    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    ratios = [(cells + 0.1) / side for cells in grid]
-    resampled = interpolate(patches, scale_factor=ratios, mode="bicubic")
-    return torch.cat([positions[:, :1], resampled.flatten(2).transpose(1, 2)], dim=1)
+    stem = PurePath(file).stem
+    if stem not in BACKBONES:
+        return {}
+    hub = stem.startswith("dinov2_") and "_reg_" not in stem
+    return {"model": BACKBONES[stem], "positions": "dinov2" if hub else "timm"}

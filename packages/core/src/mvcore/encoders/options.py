@@ -123,6 +123,8 @@ class TimmOptions(Options):
             before the first layer; null = as many as fit into `image_size`. The shorter side has as many as fit.
         stride: pixels between patches, a divisor of the patch's side; null = the patch's side. With half of it the map
             has about twice the rows and columns, and a pass takes 4 times the tokens.
+        positions: how position embeddings are resampled to another grid than the model's own: as `timm` does, or as the
+            code of DINOv2's first models, without registers, does (`dinov2`), by a ratio that is 0.1 patches too large.
         dense: where the feature `dense` is taken.
     """
 
@@ -132,6 +134,7 @@ class TimmOptions(Options):
     image_size: int | None = Field(default=None, ge=1)
     patches: int | None = Field(default=None, ge=1)
     stride: int | None = Field(default=None, ge=1)
+    positions: Literal["timm", "dinov2"] = "timm"
     dense: TimmDenseOptions = TimmDenseOptions()
 
     @field_validator("model")

@@ -126,9 +126,11 @@ class TimmStages(Stages):
 
     Attributes:
         stride: pixels between patches; None = the model's own, without overlap.
+        positions: how position embeddings are resampled, as `timm` or as `dinov2` does.
     """
 
     stride: int | None = None
+    positions: str = "timm"
 
     def __init__(self, trunk: nn.Module, head: nn.Module | None = None) -> None:
         self.trunk: Any = trunk
@@ -141,10 +143,10 @@ class TimmStages(Stages):
 
     def embed(self, images: Tensor) -> Tensor:
         trunk = self.trunk
-        if self.stride is None:
+        if self.stride is None and self.positions == "timm":
             tokens = trunk._pos_embed(trunk.patch_embed(images))
         else:
-            tokens = strided_tokens(trunk, images, self.stride)
+            tokens = strided_tokens(trunk, images, self.stride or trunk.patch_embed.patch_size[0], self.positions)
         return trunk.norm_pre(trunk.patch_drop(tokens))
 
     def finish(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tokens of overlapping patches, by an unmodified timm vision transformer.
+"""Tokens of overlapping patches, or of other positions, by an unmodified timm vision transformer.
 
 With a stride below the patch's side the map has finer cells (Amir et al., Deep ViT Features as Dense Visual
 Descriptors, arXiv 2112.05814). Here nothing of the model is replaced or written to: its own projection runs at another
@@ -17,16 +17,18 @@ from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDino
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvcore.encoders.positions import dinov2_positions
 from mvcore.errors import ConfigError
 
 
-def strided_tokens(trunk: Any, images: Tensor, stride: int) -> Tensor:
+def strided_tokens(trunk: Any, images: Tensor, stride: int, positions: str = "timm") -> Tensor:
     """Tokens (N, prefix + L, C) before `norm_pre` of a timm VisionTransformer or Eva.
 
     Args:
         trunk: the model, made with `dynamic_img_size`.
         images: (N, 3, H, W) normalised, H and W multiples of the patch's side.
         stride: pixels between patches; divides the patch's side.
+        positions: `timm`, or `dinov2` for `dinov2_positions`.
     """
     embed: Any = trunk.patch_embed
     patch = embed.patch_size[0]
@@ -36,6 +38,9 @@ def strided_tokens(trunk: Any, images: Tensor, stride: int) -> Tensor:
     prefix = [token.expand(len(tokens), -1, -1) for token in (trunk.cls_token, trunk.reg_token) if token is not None]
     if trunk.pos_embed is None:
         return trunk.pos_drop(torch.cat([*prefix, tokens], dim=1))
+    if positions == "dinov2":
+        places = dinov2_positions(trunk.pos_embed, (rows, columns))
+        return trunk.pos_drop(torch.cat([*prefix, tokens], dim=1) + places)
     n_prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
     whole = [side // patch for side in images.shape[2:]]
     own = resample_abs_pos_embed(trunk.pos_embed, whole, list(embed.grid_size), n_prefix)

@@ -33,7 +33,7 @@ class Timm(ImageBackbone):
     shorter side as many as fit; both sides then hold whole patches. At its own size a model gets the very pixels.
 
     Args:
-        model, pretrained, train, image_size, patches, stride, dense: see `TimmOptions`.
+        model, pretrained, train, image_size, patches, stride, positions, dense: see `TimmOptions`.
 
     Raises:
         WeightsError: unknown model or tag, unreadable or unfitting weights, or no way to the hub.
@@ -51,6 +51,7 @@ class Timm(ImageBackbone):
         image_size: int | None = None,
         patches: int | None = None,
         stride: int | None = None,
+        positions: str = "timm",
         dense: TimmDenseOptions | dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class Timm(ImageBackbone):
         if self._side < self._vision.patch:
             raise ConfigError(f"{model}: image_size {self._side} is less than a patch of {self._vision.patch} pixels")
         layer = dense if isinstance(dense, TimmDenseOptions) else TimmDenseOptions(**(dense or {}))
-        self._settings = MapSettings(patches, stride, layer.layer, layer.norm)
+        self._settings = MapSettings(patches, stride, layer.layer, layer.norm, positions)
         self._vision.check(self._settings)
         width = getattr(self.timm, "head_hidden_size", None) or self.timm.num_features
         self.dims = {"view": width, "dense": self._vision.map_width(self._settings)}
@@ -96,8 +97,10 @@ class Timm(ImageBackbone):
         return self._vision.last_blocks(count)
 
     def preprocessing(self) -> Mapping[str, Any]:
-        """Mean and deviation in 0 to 1 and, where they are set, `patches` and `stride`."""
-        chosen = {"patches": self._settings.patches, "stride": self._settings.stride}
+        """Mean and deviation in 0 to 1 and, where they are set, `patches`, `stride` and `positions`."""
+        settings = self._settings
+        positions = None if settings.positions == "timm" else settings.positions
+        chosen = {"patches": settings.patches, "stride": settings.stride, "positions": positions}
         return {**super().preprocessing(), **{key: value for key, value in chosen.items() if value is not None}}
 
     def library_config(self) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class Timm(ImageBackbone):
 
     @contextmanager
     def dense_at(self, **changes: Any) -> Iterator[None]:
-        """Other `patches`, `stride`, `layer` or `norm` inside the context; see `Backbone.dense_at`."""
+        """Other `patches`, `stride`, `positions`, `layer` or `norm` inside the context; see `Backbone.dense_at`."""
         known = [field.name for field in fields(MapSettings)]
         for key in changes:
             if key not in known:

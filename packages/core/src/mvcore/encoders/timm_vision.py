@@ -14,6 +14,7 @@ from mvcore.dense_grid import DenseGrid
 from mvcore.encoders.block_rows import block_index, last_of
 from mvcore.encoders.branches import Branch, Branches
 from mvcore.encoders.cells import not_tiling
+from mvcore.encoders.positions import check_dinov2_positions
 from mvcore.encoders.stages import Stages, TimmStages
 from mvcore.encoders.strided import strided_rope
 from mvcore.errors import ConfigError, PluginError
@@ -28,6 +29,7 @@ class MapSettings:
     stride: int | None = None
     layer: int | None = None
     norm: bool | None = None
+    positions: str = "timm"
 
 
 class TimmVision(ABC):
@@ -112,6 +114,8 @@ class PlainTransformer(TimmVision):
 
     def check(self, settings: MapSettings) -> None:
         super().check(settings)
+        if settings.positions == "dinov2":
+            check_dinov2_positions(self.model, self.owner)
         stride = settings.stride
         if stride is None or stride == self.patch:
             return
@@ -132,6 +136,7 @@ class PlainTransformer(TimmVision):
     ) -> dict[str, Tensor]:
         stages: Any = self.branches.stages
         stages.stride = None if settings.stride == self.patch else settings.stride
+        stages.positions = settings.positions
         size: list[int] = []
 
         def measured() -> Tensor:
@@ -167,6 +172,10 @@ class WholeModel(TimmVision):
         kind = type(self.model).__name__
         if settings.stride is not None:
             raise ConfigError(f"{self.owner}: stride cannot be set: {kind} is no plain vision transformer")
+        if settings.positions != "timm":
+            raise ConfigError(
+                f"{self.owner}: positions cannot be {settings.positions}: {kind} is no plain vision transformer"
+            )
         if settings.patches is not None and not self.any_size:
             raise ConfigError(f"{self.owner}: patches cannot be set: {kind} takes {self.native}x{self.native} only")
         if settings.layer is None and settings.norm is not None:
