@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -18,7 +19,7 @@ from mvcore.plugins import load_plugins
 from mvcore.resolution import Request, Resolved, resolve
 from mvcore.training.planner import Plan, choose, plan
 
-ALL = frozenset({"images", "captions", "object_ids", "view_ids", "cameras", "depth"})
+ALL = frozenset({"images", "captions", "object_ids", "view_ids", "cameras", "depth", "embeddings"})
 
 SHAPES = """
 from mvcore.api import *
@@ -273,10 +274,70 @@ BOTH = {"plugins": ["left", "right"]}
 def test_every_contradiction_is_named_with_both_values_and_both_recipes(two: None) -> None:
     assert refused(**BOTH) == (
         "optimizer.lr is 0.001 in recipe left.demo and 0.002 in recipe right.demo; "
-        "run.max_steps is 10 in recipe left.demo and 20 in recipe right.demo; settle each with --set, as --set "
-        "'optimizer.lr=0.001', or in a YAML file, or run one recipe and add the other's losses with --loss"
+        "run.max_steps is 10 in recipe left.demo and 20 in recipe right.demo; settle each, as --set "
+        "'optimizer.lr=0.001' --set 'run.max_steps=10', or in a YAML file; or run one recipe and add the other's "
+        "losses, as --recipe left.demo --loss again"
     )
     assert refused(**BOTH, assignments=["optimizer.lr=0.001"]).startswith("run.max_steps is 10 in recipe left.demo and")
+
+
+@pytest.mark.parametrize("plugins", itertools.permutations(("ovt", "duoduo", "equivariance", "mvc_heads"), 2))
+def test_the_ways_out_of_contradictions_can_be_typed(plugins: tuple[str, str]) -> None:
+    said = refused(plugins=plugins)
+    settings, _, alternative = said.rpartition("run one recipe and add the other's losses, as ")
+    flags = shlex.split(alternative)
+    assert flags[0] == "--recipe"
+    assert set(flags[2::2]) == {"--loss"}
+    added = configured(recipes=[flags[1]], losses=flags[3::2])
+    planned(added)
+    wanted = {loss for name in plugins for loss in configured(plugins=[name]).losses}
+    assert wanted == set(added.losses)
+    if "settle each" in settings:
+        words = shlex.split(settings.partition("settle each, as ")[2].partition(", or in a YAML file")[0])
+        assert set(words[::2]) == {"--set"}
+        both = configured(plugins=plugins, assignments=words[1::2])
+        planned(both)
+        assert wanted == set(both.losses)
+    else:
+        assert "encoder.id is" in settings
+
+
+def test_a_plugin_that_is_named_twice_counts_once(two: None) -> None:
+    assert resolved(plugins=["left", "left"]).notes == ["recipe left.demo"]
+    assert configured(plugins=["left", "left"]) == configured(plugins=["left"])
+
+
+@pytest.mark.parametrize(("plugins", "other"), [(("left", "right"), "right"), (("right", "left"), "left")])
+def test_a_loss_of_two_recipes_reads_what_either_gives_it(install: Any, plugins: tuple[str, str], other: str) -> None:
+    head = "from mvcore.api import *\nMVCORE_API = 1\n"
+    for name, loss, sampling in (("left", "{on: [frontal]}", "views"), ("right", "{}", "objects")):
+        data = f"objects: {{id: data.views, path: demo, sampling: {sampling}}}"
+        front = ", frontal: {id: data.views, path: demo, split: test}" if name == "left" else ""
+        text = f"encoder: {{id: core.open_clip}}\ndata: {{{data}{front}}}\nlosses: {{core.itc: {loss}, "
+        text += f"mine-{name}: {{id: core.itc}}}}\n"
+        install_plugin(install, name, head, dict.fromkeys(("demo", "paper", "other"), text))
+    found = sources(planned(configured(plugins=plugins)))
+    right = "right.objects" if other == "right" else "objects"
+    left = "left.objects" if other == "left" else "objects"
+    assert set(found["core.itc"]) == {"frontal", right}
+    assert set(found["mine-left"]) == {left, "frontal"}
+    assert found["mine-right"] == (right,)
+
+
+def test_what_an_adapter_of_one_recipe_changes_for_the_losses_of_another_is_said(shapes: None, install: Any) -> None:
+    head = "from mvcore.api import *\nMVCORE_API = 1\n"
+    text = "encoder: {id: core.open_clip}\ndata: {objects: {id: data.views, path: demo}}\nlosses: {core.itc: {}}\n"
+    install_plugin(install, "plain", head, {"demo": text, "paper": text, "other": text})
+    both = {"plugins": ["plain", "shapes"], "data": "demo"}
+    note = (
+        "adapter shapes.split of recipe shapes.paper replaces view for core.itc too (without it: --set "
+        "'adapters[shapes.split]=null')"
+    )
+    settled = ["data[shapes.objects].image_size=32"]
+    assert note in resolved(**both, assignments=settled).notes
+    without = resolved(**both, assignments=[*settled, "adapters[shapes.split]=null"])
+    assert not any("replaces" in said for said in without.notes)
+    assert not any("replaces" in said for said in resolved(plugins=["shapes"], data="demo").notes)
 
 
 def test_a_later_layer_settles_a_contradiction(two: None, tmp_path: Path) -> None:

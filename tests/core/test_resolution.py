@@ -10,11 +10,16 @@ from mvcore.config import RunConfig
 from mvcore.errors import ConfigError, MvcoreError, PluginError
 from mvcore.plugins import load_plugins
 from mvcore.resolution import Request, Resolved, resolve, use_plugin
+from mvcore.training.planner import choose
 
 HEAD = "from mvcore.api import *\nMVCORE_API = 1\n"
 PULL = HEAD + (
     "@hookimpl\ndef mvcore_register_losses():\n"
     "    return [LossSpec(name='pull', summary='Pulls', factory='torch.nn:Identity', needs={'view'})]\n"
+)
+CLIP = HEAD + (
+    "@hookimpl\ndef mvcore_register_encoders():\n"
+    "    return [EncoderSpec(name='clip', summary='Own', factory='torch.nn:Identity', provides={'view'})]\n"
 )
 RECIPES = HEAD + (
     "@hookimpl\ndef mvcore_register_recipes():\n"
@@ -62,11 +67,41 @@ def test_a_plugin_alone_is_its_demo_and_with_data_or_an_encoder_its_default_reci
 
 
 def test_recipes_by_name():
-    assert resolved(recipe="core.pretrain", data="store").notes == ["recipe core.pretrain"]
-    assert resolved(plugins=["ovt"], recipe="released", data="s").notes[0] == "recipe ovt.released"
-    assert refused(recipe="paper").startswith("--recipe paper: say whose it is, as --recipe ovt.paper")
-    assert refused(PluginError, recipe="ovt.papre").startswith("plugin 'ovt' has no recipe 'papre', did you mean 'pap")
-    assert refused(PluginError, recipe="otv.paper").startswith("unknown plugin 'otv', did you mean 'ovt'?")
+    assert resolved(recipes=["core.pretrain"], data="store").notes == ["recipe core.pretrain"]
+    assert resolved(plugins=["ovt"], recipes=["released"], data="s").notes[0] == "recipe ovt.released"
+    assert refused(recipes=["paper"]).startswith("--recipe paper: say whose it is, as --recipe ovt.paper")
+    assert refused(PluginError, recipes=["ovt.papre"]).startswith(
+        "plugin 'ovt' has no recipe 'papre', did you mean 'pap"
+    )
+    assert refused(PluginError, recipes=["otv.paper"]).startswith("unknown plugin 'otv', did you mean 'ovt'?")
+
+
+def test_recipes_of_several_plugins_by_name(install):
+    for name in ("left", "right"):
+        install.plugin(name, RECIPES.replace("{name}", name))
+        folder = install.folder / f"third_{name}_files"
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        for recipe in ("demo", "paper"):
+            data = f"data: {{{name}: {{id: data.views, path: demo}}}}"
+            text = f"encoder: {{id: core.open_clip}}\n{data}\nlosses: {{core.itc: {{}}}}\n"
+            (folder / f"{recipe}.yaml").write_text(text)
+    install.plugin("parts", PULL)
+    three = ["left", "right", "parts"]
+    assert resolved(plugins=three, recipes=["paper"]).notes == ["recipe left.paper", "recipe right.paper"]
+    both = resolved(plugins=three, recipes=["left.demo", "right.paper", "left.demo"]).notes
+    assert both == ["recipe left.demo", "recipe right.paper"]
+    one = resolved(plugins=three, recipes=["left.paper"]).notes
+    assert one == ["plugin right: none of its recipes is followed (--recipe names others)", "recipe left.paper"]
+    assert "no recipe 'other'" in refused(PluginError, plugins=three, recipes=["other"])
+
+
+def test_a_plugins_own_backbone_is_named_by_its_id(install, file):
+    install.plugin("mine", CLIP)
+    assert configured(file=file, encoder="mine.clip").encoder.id == "mine.clip"
+    with pytest.raises(PluginError) as caught:
+        choose(configured(file=file, encoder="mine.clib"), load_plugins())
+    assert "unknown encoder 'mine.clib', did you mean 'mine.clip'?" in str(caught.value)
 
 
 def test_nothing_named_is_nothing_to_run():
@@ -99,8 +134,8 @@ def test_a_contradiction_between_two_recipes_names_both(install, second):
         (folder / "demo.yaml").write_text(text)
     key, one, other = ("optimizer.lr", 0.001, 0.002) if "lr" in second else ("adapters[ovt.lora].rank", 8, 4)
     assert refused(plugins=["left", "right"]).startswith(
-        f"{key} is {one} in recipe left.demo and {other} in recipe right.demo; settle each with --set, as "
-        f"--set '{key}={one}', or in a YAML file, or run one recipe and add the other's losses with --loss"
+        f"{key} is {one} in recipe left.demo and {other} in recipe right.demo; settle each, as "
+        f"--set '{key}={one}', or in a YAML file; or run one recipe and add the other's losses, as --recipe left.demo"
     )
 
 
@@ -124,7 +159,7 @@ def test_recipes_that_agree_are_merged(install):
 def test_recipe_then_file_then_flags_then_set(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text("run: {max_steps: 7, seed: 7, output: a}\noptimizer: {lr: 7.0}\n")
-    request = {"plugins": ["ovt"], "recipe": "demo", "file": file, "flags": {"run": {"seed": 8, "output": "b"}}}
+    request = {"plugins": ["ovt"], "recipes": ["demo"], "file": file, "flags": {"run": {"seed": 8, "output": "b"}}}
     found = configured(**request, assignments=["run.output=c"])
     assert (found.run.max_steps, found.run.seed, found.run.output) == (7, 8, "c")
     assert found.optimizer.lr == 7.0
@@ -153,7 +188,7 @@ def test_data_goes_into_the_first_source_and_the_others_that_ask_are_left_out():
 
 
 def test_the_first_source_must_have_data(file):
-    assert refused(plugins=["ovt"], recipe="paper") == (
+    assert refused(plugins=["ovt"], recipes=["paper"]) == (
         "data.mvcap.path is null: name your data with --data STORE, or --set 'data.mvcap.path=STORE'"
     )
 
@@ -251,7 +286,7 @@ def test_a_loss_that_cannot_be_meant(loss, error, text):
 
 
 def test_an_added_loss_brings_its_trainer_from_its_plugins_recipe_and_says_so():
-    found = resolved(recipe="core.pretrain", data="s", losses=["ovt.vc=0.5"])
+    found = resolved(recipes=["core.pretrain"], data="s", losses=["ovt.vc=0.5"])
     config = found.layers.config()
     assert list(config.trainers) == ["ovt.outlier_mining"]
     # The recipe names its own source there, which this run does not have.

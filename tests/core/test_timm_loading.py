@@ -18,6 +18,7 @@ from mvcore.encoder_names import encoder_named
 from mvcore.encoders.timm_loading import load_timm
 from mvcore.exporting import export
 from mvcore.model import Model
+from mvcore.plugins import load_plugins
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import parametrize
@@ -142,12 +143,13 @@ def test_a_folder_that_is_no_timm_model_is_said(tmp_path: Path, content: str) ->
     ],
 )
 def test_a_name_tells_its_library(text: str, part: str, model: str, pretrained: Any) -> None:
-    assert encoder_named(text) == (part, {"model": model, "pretrained": pretrained})
+    assert encoder_named(text, load_plugins()) == (part, {"model": model, "pretrained": pretrained})
 
 
 def test_a_name_is_told_without_importing_a_model_library() -> None:
     code = (
-        "import sys; from mvcore.encoder_names import encoder_named; encoder_named('test_vit'); "
+        "import sys; from mvcore.encoder_names import encoder_named; "
+        "from mvcore.plugins import load_plugins; encoder_named('test_vit', load_plugins()); "
         "print([m for m in ('torch', 'timm', 'open_clip') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

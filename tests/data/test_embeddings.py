@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mvcore.api import ConfigError, DataError, Model, load_encoder, model_key
+from mvcore.api import DataError, Model, MvcoreError, load_encoder, model_key
 from mvcore.packing import concatenate, split_objects
 from mvcore.parts import StoredEmbeddings
 from mvcore.training.loader import StepLoader
@@ -660,8 +660,10 @@ def test_the_command_names_what_it_made(tmp_path: Path, clip: Path, capsys: pyte
         ({"encoder": "core.open_clip", "on": "images"}, "--on images: write image, text or image,text"),
         ({"encoder": "clip.json", "model": "ViT-B-32"}, "--model and --pretrained go with a backbone's id"),
         ({"encoder": "core.open_clip", "device": "gpu"}, "--device gpu: write cpu or cuda"),
+        ({"encoder": "core.open_clap"}, "unknown encoder 'core.open_clap', did you mean 'core.open_clip'"),
+        ({"encoder": "vit_nosuch_patch16.tag"}, "timm .*vit_nosuch_patch16"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(embedded: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(MvcoreError, match=said):
         embed(embedded, **options)

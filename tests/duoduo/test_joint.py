@@ -126,7 +126,7 @@ def test_the_example_of_the_documentation_trains(example: dict[str, Any], tmp_pa
 
 
 def config_of(recipe: str, *assignments: str) -> RunConfig:
-    request = Request(plugins=("duoduo",), recipe=recipe, data="store", assignments=assignments)
+    request = Request(plugins=("duoduo",), recipes=[recipe], data="store", assignments=assignments)
     return resolve(request, load_plugins()).layers.config()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from mvcore.encoders.options import config_at_hand
 from mvcore.paths import WEIGHT_SUFFIXES, model_and_tag
+from mvcore.plugins import Registry
+from mvcore.specs import NAME
 
 TIMM = "timm:"
 """Begins a timm model's name where open_clip has one of the same name, or the hub's does not say whose it is."""
@@ -16,12 +18,16 @@ TIMM = "timm:"
 _TIMM_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*(\.[a-z0-9_]+)?")
 
 
-def encoder_named(text: str) -> tuple[str, dict[str, Any]]:
-    """The backbone's id and its `model` and `pretrained` for `NAME`, `NAME:PRETRAINED` or `timm:NAME`.
+def encoder_named(text: str, registry: Registry) -> tuple[str, dict[str, Any]]:
+    """The backbone's id and options for an id, as `mymethod.clip`, or `NAME`, `NAME:PRETRAINED` or `timm:NAME`.
 
-    A name that open_clip knows is open_clip's; one in the form of timm's names is timm's, and its tag, as in
-    `vit_small_patch14_dinov2.lvd142m`, asks for those weights.
+    What begins with a plugin's name is an id, whose options are left as they are. Else a name that open_clip knows is
+    open_clip's; one in the form of timm's names is timm's, and its tag, as in `vit_small_patch14_dinov2.lvd142m`, asks
+    for those weights.
     """
+    plugin, dot, part = text.partition(".")
+    if dot and registry.knows(plugin) and NAME.fullmatch(part) and Path(text).suffix not in (".json", *WEIGHT_SUFFIXES):
+        return text, {}
     is_timm = text.startswith(TIMM)
     model, pretrained = model_and_tag(text.removeprefix(TIMM))
     if is_timm or _is_timms(model):

@@ -34,7 +34,7 @@ def load(
     Args:
         source: a run's folder, an exported folder, an open_clip name (`ViT-B-32` or `ViT-B-32:laion2b_s34b_b79k`), a
             JSON model config of open_clip, or a timm name (`vit_small_patch14_dinov2.lvd142m`; `timm:NAME` where
-            open_clip has one of that name too).
+            open_clip has one of that name too), or the id of a backbone that a plugin brings, with its own defaults.
         strength: how much of what was learnt is applied: 0 = the untouched model, 1 = as trained.
         which: `last` or `best` checkpoint of a run.
         device: where it shall run.
@@ -90,8 +90,8 @@ def _load_plain(source: str) -> Pipeline:
         if seeds:
             raise ConfigError(f"{source} holds one run for each seed; name one: {', '.join(seeds)}")
         raise ConfigError(f"{source}: neither a run nor an export (it has no run.json and no {EXPORT})")
-    part_id, args = encoder_named(source)
-    if args["pretrained"] is None and path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
+    part_id, args = encoder_named(source, load_plugins())
+    if args.get("pretrained") is None and path.suffix in (".safetensors", ".pt", ".bin", ".ckpt"):
         raise ConfigError(f"{source}: weights alone do not say their model; name the run's folder or an export")
     return make_pipeline(chosen_encoder(args, part_id), [], seed=0)
 

@@ -107,6 +107,10 @@ class Registry:
         """Whether a plugin of that name can be used."""
         return any(record.name == name and record.status == "ok" for record in self._records)
 
+    def knows(self, name: str) -> bool:
+        """Whether a plugin has that name, be it in order or not, or is one of ours that is not installed."""
+        return name in KNOWN_PACKAGES or any(record.name == name for record in self._records)
+
     def plugin(self, name: str) -> PluginRecord:
         """The record of a plugin that can be used.
 
@@ -140,8 +144,7 @@ class Registry:
         if part_id in known:
             return known[part_id]
         name, dot, _ = part_id.partition(".")
-        names = {record.name for record in self._records}
-        if dot and (name in KNOWN_PACKAGES or name in names) and not self.has(name):
+        if dot and self.knows(name) and not self.has(name):
             raise PluginError(f"{part} {part_id!r}: {self.explain(name)}")
         others = [registered.part for registered in self.all_specs(part_id)]
         if others:

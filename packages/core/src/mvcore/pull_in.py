@@ -78,14 +78,7 @@ class PullIn:
         return min(ranked, key=lambda item: item[0])[1:] if ranked else ("", {})
 
     def _keys(self, what: str, section: str, name: str, entry: Any) -> frozenset[str]:
-        """What a part needs or provides, as its options say, or its spec where they are not in order."""
-        registered = self.registry.spec(_KINDS[section], _id(name, entry))
-        ask = build.needs_of if what == "needs" else build.provides_of
-        try:
-            args = gathered(dict(entry or {}), Part)["args"] if section in ("encoder", "adapters") else {}
-            return frozenset(ask(registered, build.options(registered, args, name)))
-        except MvcoreError:
-            return frozenset(getattr(registered.spec, what, ()))
+        return keys_of(self.registry, what, section, name, entry)
 
     def _given(self) -> frozenset[str]:
         """The features and states that the run's own parts provide."""
@@ -219,6 +212,19 @@ class PullIn:
         self.layers.merge({"data": {name: entry}}, f"{origin}, for {self.loss.id}")
         self.follows[name] = base
         self.notes.append(f"source {name} from {origin}: {self.loss.id} needs sampling: {sampling}")
+
+
+def keys_of(registry: Registry, what: str, section: str, name: str, entry: Any) -> frozenset[str]:
+    """What a part `needs` or `provides`, as its options say, or its spec where they are not in order."""
+    registered = registry.specs(_KINDS[section]).get(_id(name, entry))
+    if registered is None:
+        return frozenset()  # for the planner to refuse
+    ask = build.needs_of if what == "needs" else build.provides_of
+    try:
+        args = gathered(dict(entry or {}), Part)["args"] if section in ("encoder", "adapters") else {}
+        return frozenset(ask(registered, build.options(registered, args, name)))
+    except MvcoreError:
+        return frozenset(getattr(registered.spec, what, ()))
 
 
 def follow(layers: Layers, follows: Mapping[str, str]) -> None:

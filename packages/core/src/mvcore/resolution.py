@@ -27,10 +27,11 @@ class Request:
     Args:
         file: a YAML run configuration.
         plugins: plugin names, files or modules, whose recipes are merged in order.
-        recipe: `name` of the plugin's, or `plugin.name`.
+        recipes: each `plugin.name`, or `name`: the recipe of that name of each plugin; none named: the plugins' usual
+            ones.
         data: a store for the recipe's first source, `PATH` or `PATH#SPLIT`.
         validate: a store to measure on, `PATH` or `PATH#SPLIT`.
-        encoder: an open_clip or timm model, `NAME` or `NAME:PRETRAINED`.
+        encoder: an open_clip or timm model, `NAME` or `NAME:PRETRAINED`, or a backbone's id.
         losses: `id=weight`, or `id`; weight 0 drops it.
         only_losses: keep just the losses named.
         assignments: `--set` texts.
@@ -39,7 +40,7 @@ class Request:
 
     file: Path | None = None
     plugins: Sequence[str] = ()
-    recipe: str | None = None
+    recipes: Sequence[str] = ()
     data: str | None = None
     validate: str | None = None
     encoder: str | None = None
@@ -65,8 +66,9 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         PluginError: an unknown plugin or recipe.
     """
     layers, notes = Layers(), list[str]()
-    records = [use_plugin(plugin, registry) for plugin in request.plugins]
-    recipes = _recipes(request, [record.name for record in records], registry)
+    named = [use_plugin(plugin, registry) for plugin in request.plugins]
+    records = [record for number, record in enumerate(named) if record not in named[:number]]
+    recipes = _recipes(request, [record.name for record in records], registry, notes)
     if not recipes and request.file is None:
         raise ConfigError(
             "nothing to run: name a plugin (--plugin ovt), a recipe (--recipe core.pretrain) or a YAML file"
@@ -76,7 +78,7 @@ def resolve(request: Request, registry: Registry) -> Resolved:
         layers.merge(*read_yaml(request.file))
     _set_plugins(layers, records, registry)
     if request.encoder is not None:
-        part_id, args = encoder_named(request.encoder)
+        part_id, args = encoder_named(request.encoder, registry)
         layers.merge({"encoder": {"id": part_id, **args}}, "--encoder")
     if request.data is not None:
         _set_data(layers, request.data, merged.firsts)
@@ -87,7 +89,8 @@ def resolve(request: Request, registry: Registry) -> Resolved:
     follows = _set_losses(layers, request, registry, notes, style)
     for assignment in request.assignments:
         layers.merge(nested(*parse_set(assignment)), "--set")
-    merged.check(layers)
+    merged.check(layers, registry)
+    notes += merged.replacements(layers, registry)
     follow(layers, follows)
     _drop_sources_without_data(layers, notes)
     return Resolved(layers, notes)
@@ -118,22 +121,34 @@ def _set_plugins(layers: Layers, records: Sequence[PluginRecord], registry: Regi
         layers.merge({"plugins": list(dict.fromkeys([*written, *named]))}, "--plugin")
 
 
-def _recipes(request: Request, names: Sequence[str], registry: Registry) -> list[Registered]:
-    if request.recipe is not None:
-        plugin, dot, recipe = request.recipe.partition(".")
-        if not dot:
-            if len(names) != 1:
-                raise ConfigError(f"--recipe {request.recipe}: say whose it is, as --recipe ovt.{request.recipe}")
-            plugin, recipe = names[0], request.recipe
-        return [registry.recipe(plugin, recipe)]
+def _recipes(request: Request, names: Sequence[str], registry: Registry, notes: list[str]) -> list[Registered]:
+    bringing = {entry.plugin for entry in registry.specs("recipe").values()}
+    if request.recipes:
+        found = [recipe for text in request.recipes for recipe in _named_recipes(text, names, bringing, registry)]
+        followed = {recipe.plugin for recipe in found}
+        notes += [
+            f"plugin {name}: none of its recipes is followed (--recipe names others)"
+            for name in names
+            if name in bringing - followed
+        ]
+        return list({recipe.id: recipe for recipe in found}.values())
     own = request.data is not None or request.encoder is not None or request.file is not None
-    found: list[Registered] = []
+    found = []
     for name in names:
-        has_recipes = any(entry.plugin == name for entry in registry.specs("recipe").values())
-        if not has_recipes and (request.file is not None or len(names) > 1):
+        if name not in bringing and (request.file is not None or len(names) > 1):
             continue  # a plugin of parts only, used by the file or by the other plugins' recipes
         found.append(registry.recipe(name, None if own else _demo(name, registry)))
     return found
+
+
+def _named_recipes(text: str, names: Sequence[str], bringing: set[str], registry: Registry) -> list[Registered]:
+    """What `--recipe` says: `plugin.name`, or a name that each plugin that brings recipes has."""
+    plugin, dot, recipe = text.partition(".")
+    if dot:
+        return [registry.recipe(plugin, recipe)]
+    if not names:
+        raise ConfigError(f"--recipe {text}: say whose it is, as --recipe ovt.{text}")
+    return [registry.recipe(name, text) for name in names if name in bringing or len(names) == 1]
 
 
 def _demo(plugin: str, registry: Registry) -> str:

@@ -25,9 +25,10 @@ def embed(
         Path, typer.Argument(metavar="STORE", help="A shard, a store, or a folder that `mvcore data pack` reads.")
     ],
     encoder: Annotated[
-        str | None, typer.Option(help="A backbone's id, a run, an export, or an open_clip name as NAME:PRETRAINED.")
+        str | None,
+        typer.Option(help="A backbone's id, a run, an export, or an open_clip or timm name as NAME:PRETRAINED."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The backbone's model, beside --encoder core.open_clip.")] = None,
+    model: Annotated[str | None, typer.Option(help="The backbone's model, beside its id, as core.open_clip.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="Its weights: a tag or a file.")] = None,
     tag: Annotated[str | None, typer.Option(help="What the vectors are called; by default, the model's name.")] = None,
     on: Annotated[str | None, typer.Option(help="image, text, or image,text; by default what is there.")] = None,
@@ -105,12 +106,10 @@ def _model(encoder: str, model: str | None, pretrained: str | None, device: str)
         raise ConfigError(f"--device {device}: write cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: this machine has no CUDA device; write --device cpu")
-    if _PART_ID.fullmatch(encoder) and not encoder.endswith(".json") and not Path(encoder).exists():
-        args = {"model": model, "pretrained": pretrained}
-        return load_encoder(encoder, {key: value for key, value in args.items() if value is not None}, device=device)
-    if model is not None or pretrained is not None:
+    args = {key: value for key, value in (("model", model), ("pretrained", pretrained)) if value is not None}
+    if args and (not _PART_ID.fullmatch(encoder) or encoder.endswith(".json") or Path(encoder).exists()):
         raise ConfigError(f"--encoder {encoder}: --model and --pretrained go with a backbone's id, as core.open_clip")
-    return load(encoder, device=device)
+    return load_encoder(encoder, args, device=device) if args else load(encoder, device=device)
 
 
 def _default_tag(encoder: str, model: str | None, pretrained: str | None) -> str:

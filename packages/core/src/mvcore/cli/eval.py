@@ -13,7 +13,9 @@ DEFAULT = ("core.zero_shot", "core.consistency")
 
 
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Runs, exports, open_clip or timm names.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Runs, exports, open_clip or timm names, ids.")
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(help="A store, or NAME=STORE; may be repeated. Default: what the run measured on."),

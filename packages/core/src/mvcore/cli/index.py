@@ -22,7 +22,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks
 @app.command("build")
 def build_index(
     store: Annotated[str, typer.Argument(metavar="STORE", help="A store, or demo.")],
-    model: Annotated[str, typer.Option(help="A run, an export or an open_clip name.")],
+    model: Annotated[str, typer.Option(help="A run, an export, an open_clip or timm name, or a backbone's id.")],
     of: Annotated[str, typer.Option(help="What a row of the index is: object or view.")] = "object",
     split: Annotated[str | None, typer.Option(help="Only this split of the store.")] = None,
     output: Annotated[

@@ -18,13 +18,16 @@ def train(
     plugin: Annotated[
         list[str] | None, typer.Option("--plugin", "-p", help="A method by name, or a plugin's file; may be repeated.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe, as paper or ovt.paper.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help="A recipe, as paper or ovt.paper; may be repeated.")] = None,
     data: Annotated[
         str | None,
         typer.Option(help="A multi-view store, as PATH or PATH#SPLIT; without it the embedded demo is used."),
     ] = None,
     validate: Annotated[str | None, typer.Option(help="A store to measure on, as PATH or PATH#SPLIT.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="An open_clip model, as ViT-B-32:laion2b_s34b_b79k.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="An open_clip or timm model, as ViT-B-32:laion2b_s34b_b79k, or the id of a backbone."),
+    ] = None,
     loss: Annotated[
         list[str] | None, typer.Option(help="Sets or adds a loss, as ovt.vc=0.5; weight 0 drops it; may be repeated.")
     ] = None,
@@ -79,7 +82,7 @@ def train(
     request = Request(
         file=file,
         plugins=plugin or (),
-        recipe=recipe,
+        recipes=recipe or (),
         data=data,
         validate=validate,
         encoder=encoder,
