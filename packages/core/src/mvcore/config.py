@@ -211,7 +211,8 @@ class RunSettings(Options):
         log_every: steps between rows of metrics.
         log_terms: what is logged of each term beside their sum: its `raw` value, its `weighted` one.
         gradients: norms of the terms' gradients and their cosines, every few steps; null = not measured.
-        devices: `auto` or 1, one device; more are refused so far.
+        devices: processes on each machine, each with a device of its own; `auto` = one, or as many as torchrun or srun
+            started.
         workers: processes that load data; `auto` = 0 on two cores or fewer, else up to 8.
         alarm: when to warn that the features collapse; null = never.
     """
@@ -233,7 +234,7 @@ class RunSettings(Options):
     alarm: AlarmSettings | None = AlarmSettings()
     output: str | None = None
 
-    @field_validator("micro_batch")
+    @field_validator("micro_batch", "devices")
     @classmethod
     def _positive(cls, value: Any) -> Any:
         if value != "auto" and value < 1:

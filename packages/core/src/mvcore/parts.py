@@ -345,7 +345,7 @@ class GivesCovisibility(Protocol):
 
 @runtime_checkable
 class StreamDataset(Protocol):
-    """One-object batches in an order of its own; it splits itself by rank and worker and can be resumed."""
+    """One-object batches in an order of its own, read by one process; it can be resumed."""
 
     provides: frozenset[str]
     image_size: int

@@ -19,6 +19,7 @@ from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError, NonF
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
+SEEDS = "seeds.json"
 POINTER = "checkpoints/last.json"
 METRICS = "metrics.csv"
 
@@ -103,6 +104,39 @@ def read_config(folder: Path) -> RunConfig:
     layers = Layers()
     layers.merge(*read_yaml(folder / CONFIG))
     return layers.config()
+
+
+def run_to_resume(where: str) -> tuple[Path, Layers, list[int]]:
+    """The folder of a run that is to go on, its configuration, and its seeds.
+
+    Args:
+        where: the folder, or one of its control or of one of its seeds; or `auto` for the newest under `runs`.
+
+    Raises:
+        ConfigError: its configuration is not valid.
+        DataError: no such run.
+    """
+    folder = _newest() if where == "auto" else Path(where).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise DataError(f"--resume {where}: {folder} is no run (no {CONFIG})")
+    if folder.name == "control" or folder.name.startswith("seed-"):
+        outer = folder.parent
+        if (outer / SEEDS).is_file():
+            folder = outer
+    layers = Layers()
+    layers.merge(*read_yaml(folder / CONFIG))
+    try:
+        seeds = [int(seed) for seed in json.loads((folder / SEEDS).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        raise DataError(f"--resume {where}: {folder / SEEDS} is missing or damaged") from None
+    return folder, layers, seeds
+
+
+def _newest() -> Path:
+    found = sorted(Path("runs").glob(f"*/{SEEDS}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise DataError("--resume auto: there is no run under ./runs; name the run's folder")
+    return found[-1].parent
 
 
 def checkpoint_of(folder: Path, which: Literal["best", "last"] = "last") -> Path:

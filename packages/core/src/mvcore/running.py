@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.config import LEDGER, RunConfig
 from mvcore.config_layers import Layers, to_yaml
 from mvcore.encoders.plain_library import LIBRARIES
-from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError
+from mvcore.errors import ConfigError, DataError, Interrupted, MvcoreError, WeightsError
 from mvcore.evaluation.results import EvalResult, load_result
 from mvcore.evaluation.runner import evaluate
 from mvcore.evaluation.stored import stored_views
@@ -32,8 +31,10 @@ from mvcore.report.viewpoints import draw_rows_by_viewpoint
 from mvcore.resolution import use_plugin
 from mvcore.run_folder import CONFIG, RunRecord, checkpoint_of, is_run, read_record, versions, write_text
 from mvcore.training.assembly import check_image_sizes, frozen_digest, make_pipeline, open_sources
+from mvcore.training.distributed import rank, world_size
 from mvcore.training.fit import Specified, fit, prepare, specifications
 from mvcore.training.planner import Blueprint, Plan, choose, plan
+from mvcore.training.ranks import agreed, check_processes
 from mvcore.training.sampling import SourceSpecification, check_indexed, sampler_of
 from mvcore.training.weights import WeightSchedule
 from mvcore.validation import Written, nowhere
@@ -79,16 +80,17 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
     Raises:
         MvcoreError: what does not, before any weight is loaded.
     """
+    check_processes(config.run)
     named = {use_plugin(plugin, registry).name for plugin in config.plugins}
-    if config.run.devices not in ("auto", 1):
-        # Lightning would start this command again for each device, with folders and measurements of its own.
-        raise ConfigError(f"run.devices is {config.run.devices}: a run uses one device so far; set it to 1 or auto")
     blueprint = choose(config, registry, written)
     registry.warn_about_broken(blueprint.plugins | named)
     sources, measured = open_sources(blueprint)
     for name, dataset in measured.items():
         check_indexed(dataset, f"validate.data.{name}")
     planned = plan(blueprint, sources, registry)
+    if world_size() > 1 and (stepping := [t.part.name for t in planned.trainers if t.part.spec.replaces_step]):
+        text = "makes the steps itself, which only one process can; set run.devices to 1"
+        raise ConfigError(f"trainers.{stepping[0]} {text}")
     _warn_about_weights(planned)
     _ask_plugins(planned, registry)
     evaluators = {part.name: part.make() for part in blueprint.evaluators} if measured else {}
@@ -96,7 +98,7 @@ def open_session(config: RunConfig, registry: Registry, written: Written = nowhe
         print("warning: nothing will be measured: name data for it with --validate STORE#SPLIT", file=sys.stderr)
     specified = specifications(planned, sources)
     for source in specified[0].values():
-        sampler_of(source, config.run.seed)  # refuses what cannot be drawn
+        sampler_of(source, config.run.seed).check_ranks(world_size())  # refuses what cannot be drawn
         _warn_about_pairs(source)
     ledger = {LEDGER: blueprint.ledger.make()} if measured and blueprint.ledger is not None else {}
     session = Session(config, blueprint, planned, sources, specified, measured, evaluators, ledger, registry, written)
@@ -153,7 +155,8 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
     """Goes through all stages of one seed; stages that an earlier call finished are not done again.
 
     Returns:
-        Results by row (`untouched`, `control`, `tuned`, `exported`) and evaluator.
+        Results by row (`untouched`, `control`, `tuned`, `exported`) and evaluator; on the first of several processes,
+        which alone measures.
 
     Raises:
         Interrupted: Ctrl-C, with everything saved.
@@ -161,7 +164,7 @@ def run(session: Session, folder: Path, yaml_text: str, console: Console, title:
     """
     config = session.config
     rows: Rows = {}
-    measuring = bool(session.evaluators or session.ledger)
+    measuring = bool(session.evaluators or session.ledger) and rank() == 0
     if measuring:
         untouched = Model(make_pipeline(session.blueprint.encoder, [], config.run.seed))
         connect(untouched.pipeline, session)
@@ -193,21 +196,19 @@ def _control(session: Session, folder: Path, console: Console, title: str) -> Mo
 
 def _trained(session: Session, folder: Path, yaml_text: str, console: Console, title: str) -> Model:
     """The model of a finished training, trained now or before."""
-    record: RunRecord | None = read_record(folder) if is_run(folder) else None
+    record, resume = agreed(lambda: _state_of(folder))
     training = prepare(session.plan, session.sources, folder, specified=session.specified)
     connect(training.pipeline, session)
     if record is not None and record.status == "finished":
         apply_weights(training.pipeline, load_weights(checkpoint_of(folder) / WEIGHTS))
         return training.model
-    resume = checkpoint_of(folder) if record is not None and (folder / "checkpoints" / "last.json").exists() else None
-    record = RunRecord(
-        "running",
-        session.config.run.seed,
-        [part.name for part in session.plan.adapters],
-        frozen_digest(training.pipeline),
-        versions(),
-    )
-    if _is_first_rank():
+    frozen = frozen_digest(training.pipeline)
+    if frozen != agreed(lambda: frozen):
+        text = f"the frozen weights of process {rank()} are not those of process 0"
+        raise WeightsError(f"{text}; give every machine the same files")
+    adapters = [part.name for part in session.plan.adapters]
+    record = RunRecord("running", session.config.run.seed, adapters, frozen, versions())
+    if rank() == 0:
         write_text(folder / CONFIG, yaml_text)
         write_training_data(folder, session.config, session.sources)
         record.save(folder)
@@ -227,13 +228,16 @@ def _trained(session: Session, folder: Path, yaml_text: str, console: Console, t
         record.status = "failed"
         raise
     finally:
-        if _is_first_rank():
+        if rank() == 0:
             record.save(folder)
     return training.model
 
 
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+def _state_of(folder: Path) -> tuple[RunRecord | None, Path | None]:
+    """What an earlier call left: its record, and the checkpoint to go on from."""
+    record = read_record(folder) if is_run(folder) else None
+    pointed = record is not None and (folder / "checkpoints" / "last.json").exists()
+    return record, checkpoint_of(folder) if pointed else None
 
 
 def connect(pipeline: Pipeline, session: Session) -> None:

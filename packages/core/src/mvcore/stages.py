@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from rich.console import Console
 
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, read_yaml, to_yaml
-from mvcore.errors import DataError, Interrupted, MvcoreError
+from mvcore.errors import Interrupted, MvcoreError
+from mvcore.launching import among_processes
 from mvcore.plugins import load_plugins
 from mvcore.report.figures import draw_training_curves
 from mvcore.report.html import NAME, write_report
-from mvcore.run_folder import CONFIG, new_folder, write_text
+from mvcore.run_folder import CONFIG, SEEDS, new_folder, write_text
 from mvcore.running import Rows, Session, open_session, report, run
+from mvcore.training.distributed import rank
+from mvcore.training.ranks import agreed, contact
 from mvcore.training.weights import describe
-
-SEEDS = "seeds.json"
 
 
 def train(config: RunConfig | Mapping[str, Any] | str | Path, *, seeds: Sequence[int] | None = None) -> Path:
@@ -36,15 +38,16 @@ def train(config: RunConfig | Mapping[str, Any] | str | Path, *, seeds: Sequence
     Raises:
         MvcoreError: what is wrong, in one line.
     """
-    layers = Layers()
-    if isinstance(config, RunConfig):
-        layers.merge(config.to_plain(), "mvcore.train")
-    elif isinstance(config, Mapping):
-        layers.merge(config, "mvcore.train")
-    else:
-        layers.merge(*read_yaml(Path(config)))
-    validated = layers.config()
-    return start(validated, layers, (), seeds or [validated.run.seed])
+    with among_processes():
+        layers = Layers()
+        if isinstance(config, RunConfig):
+            layers.merge(config.to_plain(), "mvcore.train")
+        elif isinstance(config, Mapping):
+            layers.merge(config, "mvcore.train")
+        else:
+            layers.merge(*read_yaml(Path(config)))
+        validated = layers.config()
+        return start(validated, layers, (), seeds or [validated.run.seed])
 
 
 def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequence[int]) -> Path:
@@ -53,48 +56,40 @@ def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequen
     # Opened first: what is wrong with the run is said before there is a folder.
     session = open_session(config, load_plugins(), layers.written)
     plugins = "-".join(Path(plugin).stem for plugin in config.plugins)
-    with new_folder(config.run.output, plugins or "run") as folder:
+    with _agreed_folder(config.run.output, plugins or "run") as folder:
         for note in notes:
             console.print(note, style="dim", markup=False, highlight=False)
         for term in session.plan.losses:
             text = f"loss {term.part.name}: weight {describe(term.weight)} on {', '.join(term.sources)}"
             console.print(text, style="dim", markup=False, highlight=False)
         console.print(f"run folder: {folder}", markup=False, highlight=False)
-        write_text(folder / CONFIG, to_yaml(layers, config))
-        write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")
+        if rank() == 0:
+            write_text(folder / CONFIG, to_yaml(layers, config))
+            write_text(folder / SEEDS, json.dumps(list(seeds)) + "\n")
         _run_seeds(session, layers, folder, seeds, console)
     return folder
 
 
-def go_on(where: str) -> None:
+@contextmanager
+def _agreed_folder(wanted: str | None, plugin: str) -> Iterator[Path]:
+    """The run's new folder, made by the first process alone."""
+    if rank() > 0:
+        yield Path(agreed(str))
+        return
+    with new_folder(wanted, plugin) as folder, contact("start it again"):
+        agreed(lambda: str(folder))
+        yield folder
+
+
+def go_on(folder: Path, layers: Layers, seeds: Sequence[int]) -> None:
     """Goes on with a run that was stopped; what it finished is not done again.
 
-    Raises:
-        DataError: no such run.
+    Args:
+        folder, layers, seeds: what `run_to_resume` found.
     """
-    folder = _newest() if where == "auto" else Path(where).expanduser()
-    if not (folder / CONFIG).is_file():
-        raise DataError(f"--resume {where}: {folder} is no run (no {CONFIG})")
-    if folder.name == "control" or folder.name.startswith("seed-"):
-        outer = folder.parent
-        if (outer / SEEDS).is_file():
-            folder = outer
-    layers = Layers()
-    layers.merge(*read_yaml(folder / CONFIG))
-    try:
-        seeds = [int(seed) for seed in json.loads((folder / SEEDS).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        raise DataError(f"--resume {where}: {folder / SEEDS} is missing or damaged") from None
     console = Console()
     console.print(f"going on with {folder}", markup=False, highlight=False)
     _run_seeds(open_session(layers.config(), load_plugins(), layers.written), layers, folder, seeds, console)
-
-
-def _newest() -> Path:
-    found = sorted(Path("runs").glob(f"*/{SEEDS}"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise DataError("--resume auto: there is no run under ./runs; name the run's folder")
-    return found[-1].parent
 
 
 def _run_seeds(session: Session, layers: Layers, folder: Path, seeds: Sequence[int], console: Console) -> None:
@@ -109,7 +104,10 @@ def _run_seeds(session: Session, layers: Layers, folder: Path, seeds: Sequence[i
             results.append(run(seeded, own, to_yaml(layers, seeded.config), console, label))
         except (Interrupted, KeyboardInterrupt):
             raise Interrupted(f"stopped and saved; go on with: mvcore train --resume {folder}") from None
-        _draw(own)
+        if rank() == 0:
+            _draw(own)
+    if rank() > 0:
+        return
     report(results, folder, console, demo=demo)
     _write_report(folder)
     console.print(f"saved in {folder}", markup=False, highlight=False)

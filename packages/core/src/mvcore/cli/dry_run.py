@@ -25,6 +25,8 @@ from mvcore.training.weights import describe
 def dry(config: RunConfig, layers: Layers, notes: Sequence[str]) -> None:
     """Builds everything, runs one real batch forward and backward, and says what a run would take."""
     console = Console()
+    processes = 1 if config.run.devices == "auto" else config.run.devices
+    config = config.model_copy(update={"run": config.run.model_copy(update={"devices": 1})})
     for note in notes:
         console.print(note, style="dim", markup=False, highlight=False)
     with quiet():
@@ -38,13 +40,13 @@ def dry(config: RunConfig, layers: Layers, notes: Sequence[str]) -> None:
                 trainer.prepare()
         if training.module.make_loader is None:
             raise RuntimeError("no loader")
-        batches = next(iter(training.module.make_loader(0, 1, 0)))
+        batches = next(iter(training.module.make_loader(0, processes, 0)))
         objective = training.module.objective
         terms = objective.terms
         # The step that takes most: one in which all terms count, or as many of them as ever do together.
         objective.at_step(max(range(config.run.max_steps), key=lambda step: sum(t.weight_at(step) > 0 for t in terms)))
         seconds = _timed_steps(objective, batches, config)
-    console.print(_summary(session, training, batches))
+    console.print(_summary(session, training, batches, processes))
     steps = config.run.max_steps
     console.print(
         f"peak memory {_peak_memory(device)}; {seconds:.3g} s a step here, so about {_duration(seconds * steps)} for "
@@ -75,8 +77,10 @@ def _timed_steps(objective: Any, batches: Mapping[str, Any], config: RunConfig) 
     return seconds
 
 
-def _summary(session: Any, training: Any, batches: Mapping[str, Any]) -> Table:
+def _summary(session: Any, training: Any, batches: Mapping[str, Any], processes: int) -> Table:
     table = Table(title="dry run", title_justify="left", show_header=False)
+    if processes > 1:
+        table.add_row("processes", f"{processes} on this machine; batches, memory and time are those of the first")
     trained = training.module.trained()
     groups: dict[str, int] = {}
     for name, parameter in trained.items():

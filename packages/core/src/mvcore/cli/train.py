@@ -9,11 +9,14 @@ import typer
 
 from mvcore.config_layers import to_yaml
 from mvcore.errors import ConfigError
+from mvcore.launching import among_processes, launch, must_launch
 from mvcore.plugins import load_plugins
 from mvcore.resolution import Request, resolve
+from mvcore.run_folder import run_to_resume
 
 
 def train(
+    ctx: typer.Context,
     file: Annotated[Path | None, typer.Argument(help="A YAML run configuration.", show_default=False)] = None,
     plugin: Annotated[
         list[str] | None, typer.Option("--plugin", "-p", help="A method by name, or a plugin's file; may be repeated.")
@@ -70,9 +73,8 @@ def train(
         given = [name for name, value in flags_given.items() if value not in (None, False, [])]
         if given:
             raise ConfigError(f"--resume goes on with a run as it was configured; leave out {', '.join(given)}")
-        from mvcore.stages import go_on
-
-        go_on(resume)
+        with among_processes():
+            _resume(resume)
         return
     flags: dict[str, Any] = {}
     if output is not None:
@@ -91,20 +93,33 @@ def train(
         assignments=set_ or (),
         flags=flags,
     )
-    registry = load_plugins()
-    resolved = resolve(request, registry)
-    config = resolved.layers.config()
-    if print_config:
-        typer.echo(to_yaml(resolved.layers, config), nl=False)
-        return
-    if dry_run:
-        from mvcore.cli.dry_run import dry
+    with among_processes():
+        resolved = resolve(request, load_plugins())
+        config = resolved.layers.config()
+        if print_config:
+            typer.echo(to_yaml(resolved.layers, config), nl=False)
+            return
+        if dry_run:
+            from mvcore.cli.dry_run import dry
 
-        dry(config, resolved.layers, resolved.notes)
-        return
-    from mvcore.stages import start
+            dry(config, resolved.layers, resolved.notes)
+            return
+        own_seeds = _seeds(seeds, config.run.seed)
+        if must_launch(config.run.devices):
+            raise SystemExit(launch(ctx.obj, int(config.run.devices)))
+        from mvcore.stages import start
 
-    start(config, resolved.layers, resolved.notes, _seeds(seeds, config.run.seed))
+        start(config, resolved.layers, resolved.notes, own_seeds)
+
+
+def _resume(where: str) -> None:
+    folder, layers, seeds = run_to_resume(where)
+    devices = layers.config().run.devices
+    if must_launch(devices):
+        raise SystemExit(launch(["train", "--resume", str(folder)], int(devices)))
+    from mvcore.stages import go_on
+
+    go_on(folder, layers, seeds)
 
 
 def _seeds(text: str | None, default: int) -> list[int]:

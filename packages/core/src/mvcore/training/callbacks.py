@@ -16,7 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from mvcore.evaluation.files import write_atomic
+from mvcore.training.distributed import any_rank
 from mvcore.training.module import RunModule
+from mvcore.training.ranks import agreed
 
 CHECKPOINTS = "checkpoints"
 
@@ -170,7 +172,8 @@ class Checkpoints(Callback):
         module.check_weights()
         module.note_position(trainer.fit_loop.epoch_loop.batch_progress.total.ready)
         name = f"step-{trainer.global_step:08d}"
-        if not (self.folder / name).exists():
+        # Asked once: another process may look when the first one has just written it.
+        if not agreed((self.folder / name).exists):
             trainer.save_checkpoint(self.folder / name)
         self._point(trainer, last=name)
 
@@ -218,8 +221,9 @@ class StopOnSignal(Callback):
         self.console.print("stopping after this step; press Ctrl-C again to stop at once")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.stopped:
-            trainer.should_stop = True
+        # Of any process, so that all stop after the same step.
+        if any_rank(self.stopped):
+            self.stopped = trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._restore()
@@ -252,7 +256,7 @@ class Measure(Callback):
         if trainer.global_step % self.every:
             return
         pl_module.check_finite()
-        figures = self.measure(trainer.global_step)
+        figures = agreed(lambda: self.measure(trainer.global_step))
         for logger in trainer.loggers:
             logger.log_metrics(dict(figures), step=trainer.global_step)
         if self.best is not None:

@@ -7,7 +7,7 @@ gradient of the global loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,9 @@ from mvcore.parts import Embedded
 from mvcore.specs import Axis
 from mvcore.types import Features, ViewBatch, embedding_axis
 
+_BUCKET = 1 << 23
+"""Numbers of a message in which gradients are averaged."""
+
 
 def world_size() -> int:
     """Ranks of this run; 1 outside of distributed training."""
@@ -29,6 +32,28 @@ def world_size() -> int:
 def rank() -> int:
     """This process's rank; 0 outside of distributed training."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+_on_the_host: list[Any] = []
+
+
+def host_group() -> Any:
+    """The group through which processes exchange values of the host without a device; None = the default one."""
+    return _on_the_host[0] if _on_the_host else None
+
+
+def use_host_group(group: Any) -> None:
+    """Says which group that is."""
+    _on_the_host[:] = [] if group is None else [group]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether it is so on any rank; a collective on the host."""
+    if world_size() == 1:
+        return flag
+    found = torch.tensor(float(flag))
+    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=host_group())
+    return bool(found)
 
 
 def gather(features: Features, batch: ViewBatch, state_axes: Mapping[str, Axis]) -> tuple[Features, ViewBatch]:
@@ -112,21 +137,50 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if world_size() == 1:
         return
     parameters = list(parameters)
-    given = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-    dist.all_reduce(given)
-    by_type: dict[torch.dtype, list[Tensor]] = {}
-    for parameter, ranks in zip(parameters, given.tolist(), strict=True):
-        if not ranks:
-            continue
-        if parameter.grad is None:  # it took part on other ranks only
-            parameter.grad = torch.zeros_like(parameter)
-        by_type.setdefault(parameter.dtype, []).append(parameter.grad)
-    for grads in by_type.values():
-        flat = torch.cat([grad.flatten() for grad in grads])
+    averaged = mean_over_ranks([parameter.grad for parameter in parameters], parameters)
+    for parameter, grad in zip(parameters, averaged, strict=True):
+        parameter.grad = grad
+
+
+def mean_over_ranks(values: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+    """Each tensor's mean over ranks; None, which counts as 0, only where no rank has it.
+
+    Args:
+        values: this rank's; on all ranks in one order.
+        like: tensors of the same shapes and types.
+    """
+    if world_size() == 1:
+        return list(values)
+    # Which are there is known on the host, and asked there: the device need not be waited for.
+    given = torch.tensor([float(value is not None) for value in values])
+    dist.all_reduce(given, group=host_group())
+    found = [
+        None if not ranks else torch.zeros_like(shape) if value is None else value
+        for value, shape, ranks in zip(values, like, given.tolist(), strict=True)
+    ]
+    for places in _buckets(found):
+        parts = [part for place in places if (part := found[place]) is not None]
+        flat = torch.cat([part.flatten() for part in parts])
         dist.all_reduce(flat)
         flat /= world_size()
-        for grad, value in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(value.view_as(grad))
+        for place, part, mean in zip(places, parts, flat.split([part.numel() for part in parts]), strict=True):
+            found[place] = mean.view_as(part)
+    return found
+
+
+def _buckets(values: Sequence[Tensor | None]) -> Iterator[list[int]]:
+    """Places of tensors of one type, as many as make up some megabytes: few messages, and little memory beside."""
+    by_type: dict[torch.dtype, list[int]] = {}
+    sizes: dict[torch.dtype, int] = {}
+    for place, value in enumerate(values):
+        if value is None:
+            continue
+        by_type.setdefault(value.dtype, []).append(place)
+        sizes[value.dtype] = sizes.get(value.dtype, 0) + value.numel()
+        if sizes[value.dtype] >= _BUCKET:
+            del sizes[value.dtype]
+            yield by_type.pop(value.dtype)
+    yield from by_type.values()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

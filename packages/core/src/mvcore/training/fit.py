@@ -23,11 +23,13 @@ from mvcore import build
 from mvcore.blame import blamed_on_one_of
 from mvcore.config import RunSettings, SourcePart
 from mvcore.errors import ConfigError, DataError, DeviceError, Interrupted
+from mvcore.launching import world
 from mvcore.model import Model, Pipeline
 from mvcore.training.alarm import CollapseAlarm
 from mvcore.training.assembly import check_image_sizes, make_losses, make_pipeline
 from mvcore.training.callbacks import CHECKPOINTS, Checkpoints, Measure, Meter, ProgressBar, StopOnSignal
 from mvcore.training.context import RunContext
+from mvcore.training.distributed import rank
 from mvcore.training.folder_checkpoint import FolderCheckpoint
 from mvcore.training.gradients import ConflictReport
 from mvcore.training.loader import StepLoader
@@ -35,6 +37,7 @@ from mvcore.training.metrics_csv import MetricsCsv
 from mvcore.training.module import RunModule
 from mvcore.training.objective import Objective, Term
 from mvcore.training.planner import Plan, read_by
+from mvcore.training.ranks import contact, lightning_options
 from mvcore.training.sampling import (
     PairFilter,
     PreferredViews,
@@ -202,6 +205,7 @@ def _workers(settings: RunSettings, datasets: Iterable[Any]) -> int:
     if any(is_stream(dataset) for dataset in datasets):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= world().local_size
     return 0 if cores <= 2 else min(8, cores - 1)
 
 
@@ -234,15 +238,17 @@ def fit(
     if measure is not None and config.validation.every is not None:
         callbacks.append(_measuring(training, measure, output, checkpoints))
     callbacks.append(checkpoints)
-    with quiet(), _own_signals(), _device_errors(config.run), _file_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
+    lost = contact(f"go on with: mvcore train --resume {output}")
+    with quiet(), _own_signals(), _device_errors(config.run), _file_errors(output), lost:
+        if rank() == 0:
+            output.mkdir(parents=True, exist_ok=True)
         trainer = _lightning(config.run, output, callbacks, start)
         try:
             with blamed_on_one_of(_owners(training.plan, training.trainers)):
                 trainer.fit(training.module, ckpt_path=None if resume is None else str(resume), weights_only=True)
         except SystemExit:  # what Lightning makes of a KeyboardInterrupt
             raise Interrupted(f"stopped at once; go on with: mvcore train --resume {output}") from None
-        if conflicts.norms:
+        if conflicts.norms and rank() == 0:
             conflicts.save(output)
             console.print(conflicts.tables(title))
     if stop.stopped and trainer.global_step < config.run.max_steps:
@@ -267,15 +273,15 @@ def _lightning(settings: RunSettings, output: Path, callbacks: list[Any], start:
     # Without the extra `mvcore[logs]` there is no TensorBoard; metrics.csv is always written.
     with contextlib.suppress(ModuleNotFoundError):
         loggers.append(TensorBoardLogger(str(output), name="", version="tensorboard"))
+    options = lightning_options(settings)
+    options["plugins"] = [FolderCheckpoint(), *options["plugins"]]
     return Trainer(
+        **options,
         max_steps=settings.max_steps,
         accelerator=settings.accelerator,
-        devices=1 if settings.devices == "auto" else settings.devices,
-        strategy=settings.strategy,
         precision=settings.precision,
         callbacks=callbacks,
         logger=loggers,
-        plugins=[FolderCheckpoint()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mvcore.errors import DataError
 from mvcore.evaluation.files import write_atomic
+from mvcore.training.distributed import mean_over_ranks, world_size
 
 REPORT = "gradients.json"
 
@@ -47,7 +48,10 @@ class TermGradients:
         self._grads[name] = found if before is None else [_sum(a, b) for a, b in zip(before, found, strict=True)]
 
     def measured(self) -> Measured:
-        """Norms and cosines, on the device."""
+        """Norms and cosines of the gradients over all ranks, on the device."""
+        if world_size() > 1:
+            for name in sorted(self._grads):
+                self._grads[name] = mean_over_ranks(self._grads[name], self.parameters)
         norms = {name: _dot(grads, grads).sqrt() for name, grads in self._grads.items()}
         cosines: dict[tuple[str, str], Tensor] = {}
         if self.cosines:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from mvcore.config import OptimizerSettings, RunSettings
 from mvcore.errors import ConfigError, NonFiniteLossError
 from mvcore.parts import Adapter, copy_strictly
-from mvcore.training.distributed import average_gradients, world_size
+from mvcore.training.distributed import average_gradients
 from mvcore.training.gradients import Measured, TermGradients
 from mvcore.training.objective import Objective, Outcome
 from mvcore.training.optimization import learning_rate, make_optimizer
@@ -145,12 +144,15 @@ class RunModule(LightningModule):
         if self.settings.micro_batch == "auto":
             self.outcome = self.objective.step(batch, self.manual_backward, gradients)
         else:
-            self.outcome = self._chunked_step(batch, self.settings.micro_batch, gradients)
+            self.outcome = self.objective.cached_step(
+                batch, self.manual_backward, self.settings.micro_batch, self._reseed, gradients
+            )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        average_gradients(parameters)
         self.gradients = None if gradients is None else gradients.measured()
         self._note_non_finite({f"loss {name}": value for name, value in self.outcome.terms.items()})
         if self.optimizer_settings.clip_norm is not None:
-            params = [p for group in optimizer.param_groups for p in group["params"]]
-            self.grad_norm = nn.utils.clip_grad_norm_(params, self.optimizer_settings.clip_norm)
+            self.grad_norm = nn.utils.clip_grad_norm_(parameters, self.optimizer_settings.clip_norm)
             self._note_non_finite({"the gradient": self.grad_norm})
         self.lr = float(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -164,16 +166,6 @@ class RunModule(LightningModule):
             return None
         shared = [parameter for name, parameter in self.trained().items() if not name.startswith("losses/")]
         return TermGradients(shared, cosines=wanted.cosines)
-
-    def _chunked_step(self, batch: Batches, chunk_views: int, gradients: TermGradients | None) -> Outcome:
-        # Its many backward passes differ in number from rank to rank, so gradients meet once, at the end.
-        strategy: Any = self.trainer.strategy
-        several = world_size() > 1 and hasattr(strategy, "block_backward_sync")
-        with strategy.block_backward_sync() if several else nullcontext():
-            backward = self.manual_backward
-            outcome = self.objective.cached_step(batch, backward, chunk_views, self._reseed, gradients)
-        average_gradients(self.trained().values())
-        return outcome
 
     def _reseed(self, part: int) -> None:
         # A mixed 64-bit key: neighbouring steps must not give neighbouring seeds.

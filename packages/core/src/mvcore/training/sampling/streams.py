@@ -52,7 +52,16 @@ class StreamSampler:
         raise ConfigError(f"data.{self.source.name}: a stream has no length; say what an epoch is with run.epoch_steps")
 
     def check_ranks(self, world_size: int) -> None:
-        """A stream splits itself over ranks."""
+        """Refuses several ranks.
+
+        Raises:
+            ConfigError: nothing says which objects of a stream are whose.
+        """
+        if world_size > 1:
+            raise ConfigError(
+                f"data.{self.source.name}: a stream would give each of {world_size} processes the same objects; pack "
+                "it into a store ('mvcore data pack'), or set run.devices to 1"
+            )
 
     def batch(self, step: int) -> ViewBatch:
         """The next objects; at its end the stream begins again.
