@@ -11,8 +11,6 @@ import shapes
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mvcore.training.sampling.pairs import TOLERANCE, pair_angles
-from mvcore_data.rigs import make_rig
 from mvcore_equivariance import lift_depth, project
 from mvcore_equivariance.geometry import (
     Camera,
@@ -21,7 +19,6 @@ from mvcore_equivariance.geometry import (
     between_centres,
     lift,
     look_for,
-    relative_rotation,
     sees_face,
 )
 from torch import Tensor
@@ -263,27 +260,3 @@ def test_what_is_no_camera_is_refused_or_sees_nothing(spoil: Any) -> None:
 def test_wrong_shapes_are_named(points: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lift_depth(torch.ones(4, 4), torch.eye(3), torch.eye(4), torch.zeros(points))
-
-
-def test_a6_the_angle_between_cameras_is_core_s() -> None:
-    """With the tolerance that it takes: the rig has pairs at 120 degrees exactly, give or take a rounding."""
-    _, matrices = make_rig("icosphere42").cameras(512)
-    for dtype in (torch.float64, torch.float32):
-        t = torch.tensor(matrices, dtype=dtype)
-        found = relative_rotation(t[:, None], t[None])
-        off = found - torch.tensor(pair_angles(matrices, "rotation"))
-        assert (off.abs() < TOLERANCE / 10)[found < 179].all()
-        pairs = found[torch.triu_indices(42, 42, 1).unbind()]
-        at_limit = ((pairs - 120).abs() < TOLERANCE).sum()
-        assert at_limit == 28
-        assert (pairs <= 120 + TOLERANCE).sum() == 500
-        assert (pairs <= 120 - TOLERANCE).sum() == 472
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.floats(0, 180), st.integers(0, 1000))
-def test_a6_a_known_rotation_has_its_angle(angle: float, seed: int) -> None:
-    axis = torch.nn.functional.normalize(torch.randn(3, generator=torch.Generator().manual_seed(seed)).double(), dim=0)
-    cross = torch.linalg.cross(torch.eye(3, dtype=torch.float64), axis.expand(3, 3))
-    turn = torch.linalg.matrix_exp(cross * np.radians(angle))
-    assert float(relative_rotation(turn, torch.eye(3, dtype=torch.float64))) == pytest.approx(angle, abs=1e-5)
