@@ -3,8 +3,8 @@
     python benchmarks/mixing.py [--model ViT-B-32] [--objects 4] [--rounds 9] [--threads 1]
 
 - `three_methods`: a step with `ovt.vc`, `mvc_heads.contrastive` and `equivariance.smooth_ap` on pairs of views of the
-  demo set, against the sum of one pass through the encoder, there and back with the gradients that the losses give it, and of each loss alone on
-  given features, there and back. The target is 1.1.
+  demo set, against the sum of one pass through the encoder, there and back with the gradients that the losses give it,
+  and of each loss alone on given features, there and back. The target is 1.1.
 - `weight_0`: a step with a further loss of weight 0, and with one that begins later, against the step without it. The
   target is 1.01. Such a loss is not part of the step at all; the number of tensor operations is compared too, which no
   other program disturbs.
