@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from mvcore_data.augmentation import jitter_colours
 from mvcore_data.options import Augment, ImageOptions
+from mvcore_data.photometric import jitter_colours
 from mvcore_data.pipeline import Pipeline, Placed
 from mvcore_data.rigs import look_at
 from mvcore_data.transforms import cut_image, cut_map, fit_window, move_cameras, move_points, warp

@@ -24,7 +24,17 @@ from mvcore_data.rigs import make_rig
 from mvcore_data.views import Views
 
 SIZE, VIEWS, OBJECTS = 16, 6, 5
-AUGMENT = ({"rotate": 40}, {"translate": 0.2}, {"flip": 0.5}, {"colour": {"brightness": 0.3, "hue": 0.1}})
+AUGMENT = (
+    {"rotate": 40},
+    {"translate": 0.2},
+    {"flip": 0.5},
+    {"colour": {"brightness": 0.3, "hue": 0.1}},
+    {"blur": {}},
+    {"iso_noise": {}},
+    {"noise": {}},
+    {"clahe": {"tiles": 2}},
+    {"brightness_contrast": {}},
+)
 
 
 def write_store(path: Path, *, cameras: bool = True, captions: bool = True, size: int = SIZE) -> Path:

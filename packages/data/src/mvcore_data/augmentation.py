@@ -1,4 +1,4 @@
-"""Random transforms of views: what is drawn, and what it does to images in uint8."""
+"""Random transforms of views: what is drawn for each."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from mvcore_data.options import Augment, ColourJitter, ShiftScaleRotate
+from mvcore_data import photometric
+from mvcore_data.options import Augment, ShiftScaleRotate
+from mvcore_data.photometric import Change
 from mvcore_data.transforms import Matrices, Window
 
-_LUMA = np.array([0.299, 0.587, 0.114])
 _ASPECT = (3 / 4, 4 / 3)
-_COLOURED_AT_ONCE = 1 << 16
-"""Pixels that are held as floats at a time: what fits into a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +23,12 @@ class Drawn:
     Args:
         boxes: (N, 4) of random resized crops in parts of the image's (width, height, width, height), or None.
         matrices: (N, 3, 3) of all other geometric transforms, in parts of the image's side; None where there are none.
-        colours: (N, 4) brightness, contrast and saturation factors and hue in turns, or None.
+        changes: of pixels where they are, in order.
     """
 
     boxes: Matrices | None
     matrices: Matrices | None
-    colours: Matrices | None
+    changes: tuple[Change, ...]
 
 
 class Augmentation:
@@ -43,27 +40,27 @@ class Augmentation:
 
     def __init__(self, augments: Sequence[Augment]) -> None:
         self._augments = augments
-        self.numbers = sum(_NUMBERS[augment.name] for augment in augments)
+        self.numbers = sum(_numbers_of(augment) for augment in augments)
 
     def __bool__(self) -> bool:
         return bool(self._augments)
 
     def draw(self, uniform: Matrices) -> Drawn:
         """The transforms of N views from (N, numbers) uniform numbers in [0, 1)."""
-        boxes = matrices = colours = None
+        boxes = matrices = None
+        changes: list[Change] = []
         begin = 0
         for augment in self._augments:
-            own = uniform[:, begin : begin + _NUMBERS[augment.name]].T
+            own = uniform[:, begin : begin + _numbers_of(augment)].T
             begin += len(own)
             if augment.random_resized_crop is not None:
                 boxes = _boxes(own, augment.random_resized_crop)
-            elif augment.colour is not None:
-                drawn = _colours(own, augment.colour)
-                colours = drawn if colours is None else _combined(colours, drawn)
+            elif augment.name not in _NUMBERS:
+                changes.append(photometric.draw(augment, own))
             else:
                 drawn = _move(own, augment)
                 matrices = drawn if matrices is None else drawn @ matrices
-        return Drawn(boxes, matrices, colours)
+        return Drawn(boxes, matrices, tuple(changes))
 
 
 _NUMBERS = {
@@ -73,9 +70,12 @@ _NUMBERS = {
     "scale": 1,
     "shift_scale_rotate": 5,
     "flip": 1,
-    "colour": 4,
 }
-"""How many uniform numbers each transform takes."""
+"""How many uniform numbers each geometric transform takes."""
+
+
+def _numbers_of(augment: Augment) -> int:
+    return _NUMBERS.get(augment.name) or photometric.numbers_of(augment.name)
 
 
 def _between(uniform: Matrices, low: float, high: float) -> Matrices:
@@ -138,50 +138,3 @@ def in_pixels(matrices: Matrices, side: int) -> Matrices:
     scaled = matrices.copy()
     scaled[:, :2, 2] *= side
     return scaled
-
-
-def _colours(uniform: Matrices, jitter: ColourJitter) -> Matrices:
-    wide = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
-    return np.array([1, 1, 1, 0]) + wide * (2 * uniform.T - 1)
-
-
-def _combined(first: Matrices, second: Matrices) -> Matrices:
-    return np.concatenate([first[:, :3] * second[:, :3], first[:, 3:] + second[:, 3:]], axis=1)
-
-
-def jitter_colours(images: Tensor, colours: Matrices) -> Tensor:
-    """Brightness, contrast (about the image's mean grey), saturation and hue, in that order, clipped once at the end.
-
-    All four are linear in RGB: x' = M x + t, so an image is passed over once.
-
-    Args:
-        images: (N, 3, H, W) uint8.
-        colours: (N, 4) as in `Drawn.colours`.
-
-    Returns:
-        (N, 3, H, W) uint8.
-    """
-    brightness, contrast, saturation, hue = colours.T
-    saturate = saturation[:, None, None] * np.eye(3) + (1 - saturation)[:, None, None] * np.outer(np.ones(3), _LUMA)
-    linear = torch.from_numpy(_hue_matrices(hue) @ saturate * (brightness * contrast)[:, None, None]).float()
-    lift = torch.from_numpy((1 - contrast) * brightness).float()
-    luma = torch.from_numpy(_LUMA).float()
-    step = max(1, _COLOURED_AT_ONCE // (images.shape[2] * images.shape[3]))
-    parts: list[Tensor] = []
-    for k in range(0, len(images), step):
-        pixels = images[k : k + step].flatten(2).float()
-        grey = lift[k : k + step] * (pixels.mean(dim=2) @ luma)
-        # Truncating after adding a half rounds.
-        pixels = torch.baddbmm(grey[:, None, None] + 0.5, linear[k : k + step], pixels).clamp_(0, 255)
-        parts.append(pixels.to(torch.uint8).reshape(images[k : k + step].shape))
-    return torch.cat(parts)
-
-
-def _hue_matrices(turns: Matrices) -> Matrices:
-    """(N, 3, 3) rotations of the chroma in YIQ, which keep luma and greys."""
-    to_yiq = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-    angle = 2 * np.pi * turns
-    rotation = np.broadcast_to(np.eye(3), (len(turns), 3, 3)).copy()
-    rotation[:, 1, 1] = rotation[:, 2, 2] = np.cos(angle)
-    rotation[:, 1, 2], rotation[:, 2, 1] = -np.sin(angle), np.sin(angle)
-    return np.linalg.inv(to_yiq) @ rotation @ to_yiq

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from mvcore.api import Options
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+Number = TypeVar("Number", int, float)
+
+
+def _ascending(limits: tuple[Number, Number]) -> tuple[Number, Number]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"give [lowest, highest], not {list(limits)}")
+    return limits
+
+
+def _odd(limits: tuple[int, int]) -> tuple[int, int]:
+    if not all(size % 2 for size in limits):
+        raise ValueError(f"a kernel has an odd number of pixels, as in [3, 7]; not {list(limits)}")
+    return limits
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Fractions = Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)]
 Channel = Annotated[int, Field(ge=0, le=255)]
 RGB = tuple[Channel, Channel, Channel]
 
@@ -42,6 +58,83 @@ class ShiftScaleRotate(Options):
     probability: Fraction = 0.5
 
 
+class Blur(Options):
+    """A Gaussian blur, as albumentations 1.3.1 draws `GaussianBlur` with its deviation left to the kernel.
+
+    Args:
+        kernel: (lowest, highest) side of the kernel in pixels, both odd. Any whole number between them is as likely,
+            and an even one stands for the odd one above it; 1 leaves the view as it is.
+        probability: of any blur at all.
+    """
+
+    kernel: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=15)], Annotated[int, Field(ge=1, le=15)]],
+        AfterValidator(_ascending),
+        AfterValidator(_odd),
+    ] = (3, 7)
+    probability: Fraction = 0.5
+
+
+class IsoNoise(Options):
+    """Noise of a camera's sensor in hue and lightness, as `ISONoise` of albumentations 1.3.1.
+
+    Args:
+        colour_shift: (lowest, highest) deviation of the hue in turns, which `intensity` multiplies.
+        intensity: (lowest, highest) strength. Lightness gets Poisson noise, as many grey levels on average as
+            `intensity` times the deviation of the view's lightness.
+        probability: of any noise at all.
+    """
+
+    colour_shift: Fractions = (0.01, 0.05)
+    intensity: Fractions = (0.1, 0.5)
+    probability: Fraction = 0.5
+
+
+class Noise(Options):
+    """Gaussian noise, each pixel and channel by itself, as `GaussNoise` of albumentations 1.3.1.
+
+    Args:
+        variance: (lowest, highest) variance in squared grey levels.
+        probability: of any noise at all.
+    """
+
+    variance: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1e4)], Annotated[float, Field(ge=0, le=1e4)]], AfterValidator(_ascending)
+    ] = (10.0, 50.0)
+    probability: Fraction = 0.5
+
+
+class Clahe(Options):
+    """Contrast-limited adaptive histogram equalisation of the lightness, as `CLAHE` of albumentations 1.3.1.
+
+    Args:
+        clip_limit: (lowest, highest) height at which a tile's histogram is cut, in multiples of its mean; 256 cuts
+            nothing.
+        tiles: along each side.
+        probability: of any change at all.
+    """
+
+    clip_limit: Annotated[
+        tuple[Annotated[float, Field(ge=1, le=256)], Annotated[float, Field(ge=1, le=256)]], AfterValidator(_ascending)
+    ] = (1.0, 4.0)
+    tiles: int = Field(default=8, ge=1, le=32)
+    probability: Fraction = 0.5
+
+
+class BrightnessContrast(Options):
+    """Contrast about black, then brightness, as `RandomBrightnessContrast` of albumentations 1.3.1.
+
+    Args:
+        brightness: adds up to this part of white either way.
+        contrast: multiplies by a factor from 1 - x to 1 + x.
+        probability: of any change at all.
+    """
+
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    probability: Fraction = 0.5
+
+
 class Augment(Options):
     """One random transform of each view; exactly one of the keys.
 
@@ -54,7 +147,9 @@ class Augment(Options):
         shift_scale_rotate: all three at once, with a probability; `background: [0, 0, 0]` makes what comes in from
             outside black, as the authors' code does.
         flip: mirrored left to right with this probability; the view then has no valid camera.
-        colour: a colour jitter, after all geometric transforms.
+        colour: a colour jitter.
+        blur, iso_noise, noise, clahe, brightness_contrast: as their classes say, each with a probability; like `colour`
+            they change pixels where they are, after all geometric transforms, in the order of the list.
     """
 
     random_resized_crop: tuple[float, float] | None = None
@@ -64,6 +159,11 @@ class Augment(Options):
     shift_scale_rotate: ShiftScaleRotate | None = None
     flip: Fraction | None = None
     colour: ColourJitter | None = None
+    blur: Blur | None = None
+    iso_noise: IsoNoise | None = None
+    noise: Noise | None = None
+    clahe: Clahe | None = None
+    brightness_contrast: BrightnessContrast | None = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Augment:
@@ -117,7 +217,7 @@ class ImageOptions(Options):
         background: RGB that stands behind the object, where transparency or a mask tells it from its background, and
             that fills what comes in from outside the image; by default augmentation repeats the image's border there
             and padding is black.
-        augment: random transforms for training, geometric ones in the given order and then colour.
+        augment: random transforms for training, geometric ones in the given order and then those of pixels in theirs.
         limit_objects: only the first so many objects.
     """
 
@@ -143,6 +243,8 @@ class ViewsOptions(ImageOptions):
             vectors too.
         depth: load depth, where a view has it; `only` leaves out views, and with them objects, that have none.
         masks: load masks; every view must have one.
+        restore_background: after `augment`, `background` once more where a view's mask, or without `masks` its depth,
+            shows nothing: noise and blur then end at the object.
         tracks: load the points of space that a view shows, where it has them; those that leave the image are dropped.
         captions: `all`; one drawn at `random` for each object and each view (evaluation takes the first); or `none`.
         captions_from: captions of this name that `mvcore data caption` wrote beside the store, in the place of its own.
@@ -162,6 +264,7 @@ class ViewsOptions(ImageOptions):
     cache: Literal["none", "memory"] = "none"
     depth: bool | Literal["only"] = False
     masks: bool = False
+    restore_background: bool = False
     tracks: bool = False
     captions: Literal["all", "random", "none"] = "all"
     captions_from: str | None = None
@@ -180,6 +283,8 @@ class ViewsOptions(ImageOptions):
             raise ValueError(f"embeddings: {bad!r} cannot be a name; leave out '/'")
         if self.captions_from is not None and self.tags:
             raise ValueError("embeddings are of the store's own captions; leave out captions_from or embeddings")
+        if self.restore_background and (self.background is None or not (self.masks or self.depth)):
+            raise ValueError("restore_background needs a background, as [0, 0, 0], and masks: true or depth: true")
         if not self.images:
             for name in ("augment", "masks", "depth", "tracks"):
                 if getattr(self, name):

@@ -12,8 +12,9 @@ from mvcore.api import Cameras, Tracks
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvcore_data.augmentation import Augmentation, crop_window, in_pixels, jitter_colours
+from mvcore_data.augmentation import Augmentation, crop_window, in_pixels
 from mvcore_data.options import ImageOptions
+from mvcore_data.photometric import Change
 from mvcore_data.tracks import Tracks as StoredTracks
 from mvcore_data.transforms import (
     Fit,
@@ -40,13 +41,13 @@ class Placed:
         windows: of each stored image.
         cropped: the windows were drawn, not fitted.
         moves: (N, 3, 3) in pixels of the square image, or None.
-        colours: (N, 4), or None.
+        changes: of pixels where they are, in order.
     """
 
     windows: list[Window]
     cropped: bool = False
     moves: Matrices | None = None
-    colours: Matrices | None = None
+    changes: tuple[Change, ...] = ()
 
     def matrices(self) -> Matrices:
         """(N, 3, 3) from stored to final pixels."""
@@ -82,9 +83,9 @@ class Pipeline:
         drawn = self.augmentation.draw(uniform)
         moves = None if drawn.matrices is None else in_pixels(drawn.matrices, self.side)
         if drawn.boxes is None:
-            return Placed([self._window(*size) for size in sizes], False, moves, drawn.colours)
+            return Placed([self._window(*size) for size in sizes], False, moves, drawn.changes)
         windows = [crop_window(box, *size, self.side) for box, size in zip(drawn.boxes, sizes, strict=True)]
-        return Placed(windows, True, moves, drawn.colours)
+        return Placed(windows, True, moves, drawn.changes)
 
     def cut(self, placed: Placed, stored: Callable[[int, NDArray[np.uint8] | None], NDArray[np.uint8]]) -> Tensor:
         """(N, 3, S, S) uint8 in channels-last memory, the window of each stored image.
@@ -103,10 +104,17 @@ class Pipeline:
         return torch.from_numpy(cut).permute(0, 3, 1, 2)
 
     def finish(self, images: Tensor, placed: Placed) -> Tensor:
-        """What follows the window: geometric transforms and colours."""
+        """What follows the window: geometric transforms, then changes of pixels; images may be changed in place."""
         if placed.moves is not None:
             images = warp(images, placed.moves, self._fill)
-        return images if placed.colours is None else jitter_colours(images, placed.colours)
+        for change in placed.changes:
+            images = change.to(images)
+        return images
+
+    def with_background(self, images: Tensor, shown: Tensor) -> Tensor:
+        """(N, 3, S, S) images with the background where (N, S, S) shows nothing."""
+        behind = torch.tensor(self._fill or (0, 0, 0), dtype=torch.uint8)[:, None, None]
+        return torch.where(shown[:, None], images, behind)
 
     def maps(self, maps: Sequence[NDArray | None], placed: Placed, dtype: type[np.generic]) -> Tensor:
         """(N, S, S) masks or depth; 0 where there is none."""

@@ -162,6 +162,8 @@ class Views:
             fields["depth_valid"] = torch.tensor([self.store.has_depth(view) for view in views])
         if self.options.masks:
             fields["masks"] = self._pipeline.maps([self.store.mask(view) for view in views], placed, np.bool_)
+        if self.options.restore_background and self._pipeline.augmentation and generators is not None:
+            fields["images"] = self._pipeline.with_background(fields["images"], _shown(fields))
         if self.options.tracks:
             fields["tracks"] = self._pipeline.tracks([self.store.tracks(view) for view in views], placed)
         return ViewBatch.make(counts, object_ids=torch.tensor(objects), view_ids=torch.from_numpy(ids), **fields)
@@ -259,7 +261,7 @@ class Views:
         stored.require({**model, **transform_key(self.options, self.image_size)})
         other = copy(self)
         update = {"images": False, "embeddings": {tag: stored.tag}, "depth": False, "masks": False, "cache": "none"}
-        update["tracks"] = False
+        update |= {"tracks": False, "restore_background": False}
         other.options = self.options.model_copy(update={**update, "augment": ()})
         other._stored, other._cache = {tag: stored}, None
         other.provides = other._provided()
@@ -347,6 +349,13 @@ class Views:
                     f"{self.path}: masks: true, but {missing} of the {len(ids)} views of object "
                     f"{self.store.object_ids[number]!r} have no mask"
                 )
+
+
+def _shown(fields: Mapping[str, Any]) -> torch.Tensor:
+    """(N, S, S) where views show an object: by their masks, or else by their depth, where they have it."""
+    if "masks" in fields:
+        return fields["masks"]
+    return (fields["depth"] > 0) | ~fields["depth_valid"][:, None, None]
 
 
 def _store_path(options: ViewsOptions) -> Path:
