@@ -31,6 +31,7 @@ from mvcore.api import (
     model_key,
 )
 from mvcore.encoders.embeddings import StoredFeatures
+from mvcore.encoders.options import StoredFeaturesOptions
 from mvcore.evaluation.results import load_result
 from mvcore.model import Model
 from mvcore.plugins import reset
@@ -103,6 +104,21 @@ def test_a_text_encoder_makes_what_is_not_stored(lab: Lab) -> None:
         build({"id": "core.embeddings", "args": {**args, "text_encoder": {"model": "ViT-B-32"}}})
     with pytest.raises(PluginError, match=r"core\.open_clap"):
         build({"id": "core.embeddings", "args": {**args, "text_encoder": {"id": "core.open_clap"}}})
+
+
+def test_the_text_encoder_gives_the_scale_of_its_model(lab: Lab) -> None:
+    part = {"id": "core.open_clip", "model": str(lab.clip)}
+    backbone = build({"id": "core.embeddings", "args": {"tag": "clip", "width": WIDTH, "text_encoder": part}})
+    clip = load_encoder("core.open_clip", {"model": str(lab.clip)})
+    scale = frozenset({"logit_scale"})
+    found = backbone.encode(a_batch(clip_image=torch.zeros(3, WIDTH)), scale | {"view"})
+    assert torch.equal(found["logit_scale"], clip.features(a_batch(), scale).logit_scale)
+    plain = StoredFeaturesOptions(tag="clip", width=WIDTH)
+    with_texts = StoredFeaturesOptions(tag="clip", width=WIDTH, text_encoder=part)
+    assert (plain.provides(), with_texts.provides()) == (BOTH, BOTH | scale)
+    assert backbone.provides == BOTH | scale
+    with pytest.raises(ConfigError, match=r"encoder\.text_encoder.*modle"):
+        StoredFeaturesOptions(tag="a", width=1, text_encoder={"id": "core.open_clip", "modle": "x"}).provides()
 
 
 GATHERED = """

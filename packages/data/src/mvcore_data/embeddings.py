@@ -1,7 +1,8 @@
 """Vectors that stand beside a store, and the key that says what they were made with.
 
-`STORE/embeddings/<tag>/` (beside a single shard `STORE.h5.embeddings/<tag>/`) holds `key.json` and, for each shard of
-the store, a file of float16 vectors: a row a view, and a row a caption, captions in the order of their targets.
+`STORE/embeddings/<tag>/` (beside a single shard `STORE.h5.embeddings/<tag>/`; of the embedded demo store in the
+user's cache) holds `key.json` and, for each shard of the store, a file of float16 vectors: a row a view, and a row a
+caption, captions in the order of their targets.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from mvcore_data import seal
 from mvcore_data.cache import check_memory
+from mvcore_data.demo import vectors as demo_vectors
 from mvcore_data.embedding_files import VectorFile
 from mvcore_data.options import ImageOptions
 from mvcore_data.shard import Shard
@@ -61,16 +63,20 @@ def check_tag(tag: str) -> str:
 
 def folder_of(store: str | PathLike[str], tag: str) -> Path:
     """The folder of a store's vectors under a tag."""
-    path = Path(store)
-    base = path.with_name(f"{path.name}.embeddings") if path.is_file() else path / "embeddings"
-    return base / check_tag(tag)
+    return _beside(Path(store)) / check_tag(tag)
 
 
 def tags_of(store: str | PathLike[str]) -> list[str]:
     """The tags under which a store has vectors."""
-    path = Path(store)
-    base = path.with_name(f"{path.name}.embeddings") if path.is_file() else path / "embeddings"
+    base = _beside(Path(store))
     return sorted(key.parent.name for key in base.glob(f"*/{KEY_NAME}")) if base.is_dir() else []
+
+
+def _beside(path: Path) -> Path:
+    if path.is_file():
+        return path.with_name(f"{path.name}.embeddings")
+    # Where a package is installed may be nobody's to write.
+    return demo_vectors.folder() if path.resolve() == demo_vectors.STORE else path / "embeddings"
 
 
 def seal_of(shard: Shard) -> str:

@@ -63,7 +63,7 @@ def as_store(
     if place.exists():
         return place
     said = f"{path} is no store: packing it once as {name}{f' ({mark})' if mark else ''} into {place}"
-    with _alone(place.with_name(f"{place.name}.lock"), f"{path}: waiting for another process that packs it"):
+    with alone(place.with_name(f"{place.name}.lock"), f"{path}: waiting for another process that packs it"):
         if not place.exists():
             print(said, file=sys.stderr, flush=True)
             report = pack(path, place, format=name, options=options, background=background)
@@ -119,8 +119,16 @@ def _listing(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _alone(lock: Path, waiting: str) -> Iterator[None]:
-    """Only one process at a time is inside; the kernel lets go of a process's lock when it ends."""
+def alone(lock: Path, waiting: str) -> Iterator[None]:
+    """Only one process at a time is inside; the kernel lets go of a process's lock when it ends.
+
+    Args:
+        lock: its file, made when needed.
+        waiting: printed where another process is inside.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -360,9 +360,12 @@ def _shown(fields: Mapping[str, Any]) -> torch.Tensor:
 
 def _store_path(options: ViewsOptions) -> Path:
     if options.path == DEMO:
-        from mvcore_data.demo import store_path
+        from mvcore_data.demo import store_path, vectors
 
-        return Path(store_path())
+        found = Path(store_path())
+        if vectors.TAG in options.tags.values():
+            vectors.make_vectors()
+        return found
     return as_store(
         resolve_path(options.path, what="store"),
         format=options.format,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mvcore.encoders.options import SCALES
 from mvcore.encoders.text_cache import on_device, with_stored
 from mvcore.errors import ConfigError, DataError
 from mvcore.model_key import backbone_key
@@ -19,7 +20,7 @@ class StoredFeatures(Backbone):
     """The features `view` and `text` out of `batch.embeddings["<tag>/image"]` and `["<tag>/text"]`, in float32.
 
     Nothing trains here, and no image is read. Texts that come without stored vectors, as the prompts of a
-    classification do, are encoded by `text_encoder`, frozen.
+    classification do, are encoded by `text_encoder`, frozen, which gives its `logit_scale` and `logit_bias` besides.
 
     Args:
         tag, width, text_width, text_encoder, train: see `StoredFeaturesOptions`.
@@ -44,9 +45,10 @@ class StoredFeatures(Backbone):
         self.set_trainable(train)
         self.tag = tag
         self.dims = {"view": width, "text": text_width or width}
-        self.provides = frozenset({"view", "text"})
         self._stored_texts: list[StoredTexts] = []
         self.text_encoder = None if text_encoder is None else self._built(text_encoder)
+        scales = frozenset() if self.text_encoder is None else self.text_encoder.provides & SCALES
+        self.provides = frozenset({"view", "text"}) | scales
         self._library = nn.Module() if self.text_encoder is None else self.text_encoder.model
         # Without weights a module does not know its device.
         self.register_buffer("_place", torch.empty(0), persistent=False)
@@ -99,17 +101,20 @@ class StoredFeatures(Backbone):
         """The features `keys` of a batch.
 
         Raises:
-            ConfigError: a feature other than `view` and `text`, or vectors of another width.
+            ConfigError: a feature that it does not have, or vectors of another width.
             DataError: the batch holds no such vectors, and no text encoder can make them.
         """
         if unknown := keys - self.provides:
-            raise ConfigError(f"core.embeddings has no feature {', '.join(sorted(unknown))} (it has: text, view)")
+            has = ", ".join(sorted(self.provides))
+            raise ConfigError(f"core.embeddings has no feature {', '.join(sorted(unknown))} (it has: {has})")
         features: dict[str, Tensor] = {}
         if "view" in keys:
             features["view"] = self._stored(batch, "image")
         if "text" in keys:
             stored = f"{self.tag}/text" in batch.embeddings
             features["text"] = self._stored(batch, "text") if stored else self.encode_text(batch.captions)
+        if self.text_encoder is not None and (scales := keys & SCALES):
+            features |= self.text_encoder.encode(batch, scales)
         return features
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:

@@ -14,6 +14,7 @@ from mvcore.config_base import Options
 from mvcore.errors import DataError
 from mvcore.paths import PACKAGE, resolve_path
 
+SCALES = frozenset({"logit_scale", "logit_bias"})
 _TRAIN = re.compile(r"none|all|last:[1-9][0-9]*")
 
 
@@ -158,7 +159,8 @@ class StoredFeaturesOptions(Options):
         width: dimensions of the vectors of views.
         text_width: dimensions of the vectors of texts, where they are others.
         text_encoder: an encoder, `id` and its options, for texts that have no stored vector, as a prompt in an
-            evaluation; it must be the model that made the stored ones. null = such texts are refused.
+            evaluation, and for the features `logit_scale` and `logit_bias`; it must be the model that made the stored
+            ones. null = such texts are refused.
         train: `none`; stored vectors do not train.
     """
 
@@ -178,6 +180,19 @@ class StoredFeaturesOptions(Options):
     def needs(self) -> frozenset[str]:
         """What it reads in the place of images."""
         return frozenset({"embeddings"})
+
+    def provides(self) -> frozenset[str]:
+        """Views and texts, and the scale that the text encoder's model learnt for them."""
+        own = frozenset({"view", "text"})
+        if self.text_encoder is None:
+            return own
+        from mvcore import build
+        from mvcore.plugins import load_plugins
+
+        args = {key: value for key, value in self.text_encoder.items() if key != "id"}
+        registered = load_plugins().spec("encoder", self.text_encoder["id"])
+        chosen = build.options(registered, args, "encoder.text_encoder")
+        return own | build.provides_of(registered, chosen) & SCALES
 
 
 def config_at_hand(model: str) -> dict[str, Any] | None:
