@@ -159,6 +159,22 @@ def test_nothing_shared_is_zero_with_zero_gradient(form: str) -> None:
     }
 
 
+@pytest.mark.parametrize("sampling", ["projected", "released"])
+def test_a_run_that_finds_nothing_is_stopped(sampling: str) -> None:
+    """Its loss would be 0, as if all had been learnt."""
+    nothing, something = batch_of([0.0, 180.0] * 8), batch_of([0.0, 180.0] * 7 + [0.0, 20.0])
+    loss = SmoothAPLoss(points=200, positive=0.03, sampling=sampling)
+    for _ in range(3):
+        assert not loss(Features({"dense": dense_of(nothing)}), nothing)["positives"]
+    with pytest.raises(
+        DataError, match=r"none of the first 32 pairs of views .* show a point .*pair_angle.*OpenCV's axes"
+    ):
+        loss(Features({"dense": dense_of(nothing)}), nothing)
+    loss = SmoothAPLoss(points=200, positive=0.03, sampling=sampling)
+    for batch in [something, *[nothing] * 9]:  # one pair that shares something is enough
+        loss(Features({"dense": dense_of(batch)}), batch)
+
+
 def test_the_band_and_what_is_not_there_get_no_gradient(batch: ViewBatch) -> None:
     """A view without depth adds neither loss nor gradient to its pair, and no NaN."""
     dense = dense_of(batch)
@@ -187,7 +203,7 @@ def test_three_views_of_an_object_are_refused() -> None:
     pair = batch_of([0, 20, 40, 60])
     batch = ViewBatch.make([3, 1], depth=pair.depth, cameras=pair.cameras)
     with pytest.raises(
-        DataError, match=r"equivariance\.smooth_ap: needs two views .*\[3, 1\]; set the source's sampling"
+        DataError, match=r"equivariance\.smooth_ap: needs two views .*\[3, 1\]; set the source's sampling to pairs"
     ):
         loss_of(batch, dense_of(batch))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mvcore.api import Cameras, Features, Tracks, ViewBatch
+from mvcore.api import Cameras, DataError, Features, Tracks, ViewBatch
 from mvcore.cli.main import run
 from mvcore_data import ViewStore
 from mvcore_data.packing import pack
@@ -127,6 +127,12 @@ def test_a_pair_without_a_shared_track_adds_nothing() -> None:
     assert not torch.autograd.grad(found["loss"], dense)[0].any()
     nothing = batch_of([[], []], room=0)
     assert loss_of(nothing, dense_of(nothing))["loss"].item() == 0
+
+
+def test_a_run_without_a_shared_track_is_stopped() -> None:
+    batch = batch_of([[1, 2, 3], [4, 5]] * 32)
+    with pytest.raises(DataError, match=r"none of the first 32 pairs .* show a track .* packed with its tracks"):
+        loss_of(batch, dense_of(batch))
 
 
 def test_no_more_points_are_drawn_than_asked_for() -> None:

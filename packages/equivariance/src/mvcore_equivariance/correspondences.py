@@ -70,7 +70,9 @@ def pairs_of(batch: ViewBatch, *, masks: bool) -> tuple[View, View]:
         ValueError: an object with another number of views, or no depth or no cameras at all.
     """
     if any(count != 2 for count in batch.counts):
-        raise ValueError(f"needs two views of each object, got {list(batch.counts)}")
+        raise ValueError(
+            f"needs two views of each object, got {list(batch.counts)}; set the source's sampling to pairs"
+        )
     cameras, depth = batch.cameras, batch.depth
     if cameras is None or depth is None:
         raise ValueError("needs a batch with depth and cameras")

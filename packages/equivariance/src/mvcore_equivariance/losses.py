@@ -17,6 +17,9 @@ from mvcore_equivariance.procrustes import procrustes
 from mvcore_equivariance.sampling import sample_features
 from mvcore_equivariance.tracks import shared, tracked_pairs_of
 
+_TRIED = 32
+"""Pairs of views after which a run that found nothing in any of them is stopped."""
+
 _TERMS = {"one_positive": one_positive, "several_positives": several_positives, "info_nce": info_nce}
 
 
@@ -32,6 +35,8 @@ class SmoothAPLoss(nn.Module):
         self.options = SmoothAPOptions(**options)
         form = self.options.form
         self.tau = self.options.tau or (0.07 if form in ("info_nce", "procrustes") else 0.01)
+        self._tried = 0
+        self._found: Tensor | None = None
 
     def forward(self, features: Features, batch: ViewBatch) -> dict[str, Tensor]:
         """The sum over pairs of their losses, beside what was found.
@@ -41,24 +46,50 @@ class SmoothAPLoss(nn.Module):
             `pairs_without_positive`. All are () tensors.
 
         Raises:
-            DataError: an object with other than two views.
+            DataError: an object with other than two views, or no positive in any of the first 32 pairs of a run.
         """
         try:
             with torch.no_grad():
                 found, size = self._draw(batch)
         except ValueError as error:
-            raise DataError(f"equivariance.smooth_ap: {error}; set the source's sampling to pairs") from None
+            raise DataError(f"equivariance.smooth_ap: {error}") from None
         source, target = (
             _points(features.dense[k::2], spots, size) for k, spots in ((0, found.source), (1, found.target))
         )
         loss, positives = self._loss(source, target, found)
         with_positive = positives > 0
+        if self._tried < _TRIED:
+            self._watch(positives.detach())
         return {
             "loss": loss,
             "count": with_positive.sum(),
             "positives": positives.sum(),
             "pairs_without_positive": (~with_positive).sum(),
         }
+
+    def _watch(self, positives: Tensor) -> None:
+        """Stops a run that would train on nothing: it looks like one whose loss is 0. Waits for the device once.
+
+        Raises:
+            DataError: none of the first pairs has a positive.
+        """
+        self._tried += len(positives)
+        self._found = positives.sum() + (0 if self._found is None else self._found)
+        if self._tried < _TRIED:
+            return
+        if not int(self._found):
+            tracks = self.options.sampling == "tracks"
+            hint = (
+                "draw nearer views (pair_angle), and see that the store was packed with its tracks"
+                if tracks
+                else "draw nearer views (pair_angle), and see that depth is z-depth in the unit of the cameras' places "
+                "and world_to_camera has OpenCV's axes (x right, y down, z forward)"
+            )
+            raise DataError(
+                f"equivariance.smooth_ap: in none of the first {self._tried} pairs of views does one show a "
+                f"{'track' if tracks else 'point'} of the other, so there is nothing to learn from; {hint}"
+            )
+        self._found = None
 
     def _draw(self, batch: ViewBatch) -> tuple[Correspondences, tuple[int, int]]:
         """Points of both views, and the (W, H) of the images that they are in."""

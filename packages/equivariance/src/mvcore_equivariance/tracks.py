@@ -45,7 +45,9 @@ def tracked_pairs_of(
         ValueError: an object with another number of views, no tracks at all, or no cameras where they are wanted.
     """
     if any(count != 2 for count in batch.counts):
-        raise ValueError(f"needs two views of each object, got {list(batch.counts)}")
+        raise ValueError(
+            f"needs two views of each object, got {list(batch.counts)}; set the source's sampling to pairs"
+        )
     tracks = batch.tracks
     if tracks is None or batch.images is None:
         raise ValueError("needs a batch with tracks and images")
