@@ -27,7 +27,12 @@ EXPORT = "mvcore_export.json"
 
 
 def load(
-    source: str | Path, strength: float = 1.0, *, which: str = "last", device: str | torch.device = "cpu"
+    source: str | Path,
+    strength: float = 1.0,
+    *,
+    which: str = "last",
+    device: str | torch.device = "cpu",
+    encoder: str | Path | None = None,
 ) -> Model:
     """A model for use.
 
@@ -38,12 +43,14 @@ def load(
         strength: how much of what was learnt is applied: 0 = the untouched model, 1 = as trained.
         which: `last` or `best` checkpoint of a run.
         device: where it shall run.
+        encoder: of a run on stored vectors: the model that made them, named as `source`. By default the one that the
+            vectors' key names is loaded when the first image comes.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        MvcoreError: nothing there, damaged, or made for other base weights.
+        MvcoreError: nothing there, damaged, or made for other base weights or by another encoder.
     """
     path = Path(source).expanduser()
     if is_run(path):
@@ -60,7 +67,15 @@ def load(
     # Adapters keep their marks: an export must know what was trained in those that it cannot merge.
     for _, parameter in pipeline.backbone_parameters():
         parameter.requires_grad_(False)
-    return Model(pipeline, name=str(source)).to(device)
+    if pipeline.backbone.library != "embeddings" or not is_run(path):
+        if encoder is not None:
+            raise ConfigError(f"{source}: encoder is for runs on stored vectors; this has an encoder of its own")
+        return Model(pipeline, name=str(source)).to(device)
+    from mvcore.stored_model import StoredModel, behind
+
+    if encoder is not None:
+        return behind(load(encoder), pipeline, path).to(device)
+    return StoredModel(pipeline, path, str(source)).to(device)
 
 
 def load_encoder(part_id: str, args: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Model:

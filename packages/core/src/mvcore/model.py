@@ -208,6 +208,10 @@ class Model:
         self.pipeline.to(device)
         return self
 
+    def from_images(self) -> Model:
+        """The model that takes images: itself, unless it is one of stored vectors."""
+        return self
+
     def features(self, batch: ViewBatch, keys: frozenset[str]) -> Features:
         """Features of a batch, which may be on any device."""
         with evaluating(self.pipeline):

@@ -21,12 +21,15 @@ def model_key(model: Model) -> dict[str, Any]:
     """What the vectors of a model depend on.
 
     Returns:
-        `model`: how the user named it, for the text of errors; `architecture_sha256`: over the library's own config, or
-        the options of a backbone that has none, and the adapters with their options; `weights_sha256`: over all names
-        and values; `image_size`; and what the backbone's `preprocessing` gives, as `mean` and `std`.
+        `model`: how the user named it, for the text of errors and to load it again; `architecture_sha256`: over the
+        library's own config, or the options of a backbone that has none, and the adapters with their options;
+        `weights_sha256`: over all names and values; `image_size`; and what the backbone's `preprocessing` gives, as
+        `mean` and `std`.
     """
     links = model.pipeline.links
     key = backbone_key(model.backbone)
+    if model.name not in ("model", key["model"].get("id")):
+        key["model"]["source"] = model.name
     if not links:
         return key
     made_of = {link.name: link.made_of for link in links}

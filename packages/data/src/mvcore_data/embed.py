@@ -88,6 +88,7 @@ class Encoded:
     ) -> None:
         from mvcore.api import model_key
 
+        model = model.from_images()
         self._store, self._model, self._batch, self._workers = store, model, views_per_batch, workers
         size = model.backbone.image_size
         self._views = Views(path=str(store.path), image_size=size, fit=fit, background=background, captions="none")

@@ -45,6 +45,7 @@ _MAX_WIDTH = 1 << 20
 _ROWS = 1 << 14
 """Vectors that are read at once."""
 _ANEW = "make it anew with 'mvcore data embed --replace'"
+_SHOWN = ("model", "pretrained", "path", "source", "adapters")
 _UNCOMPARED = ("model", "store", "mvcore")
 """What is recorded and not compared: names of models, which their weights and configs stand for, and what changes
 without changing a vector."""
@@ -132,7 +133,9 @@ def _shown(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return value[:12]
     if isinstance(value, Mapping) and "id" in value:
-        options = ", ".join(f"{k}={v}" for k, v in value.items() if k in ("model", "pretrained", "path", "adapters"))
+        options = ", ".join(
+            f"{k}={v}" for k, v in value.items() if k in ("model", "pretrained", "path", "source", "adapters")
+        )
         return f"{value['id']}({options})"
     return json.dumps(value)
 
@@ -267,8 +270,8 @@ class EmbeddingCache:
         for option in ("model", "pretrained"):
             if isinstance(model.get(option), str):
                 words += [f"--{option}", model[option]]
-        if model.get("adapters"):
-            words = [*words[:5], "RUN"]
+        if model.get("source") or model.get("adapters"):
+            words = [*words[:5], str(model.get("source", "RUN"))]
         return shlex.join([*words, "--tag", self.tag, "--replace"])
 
     def _check_store(self, shards: Sequence[Shard]) -> None:

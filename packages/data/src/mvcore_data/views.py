@@ -91,7 +91,9 @@ class Views:
     def describe(self) -> dict[str, Any]:
         """What the source trains on, for a model card; see `mvcore.parts.DescribedDataset`."""
         store = self.store
+        stored = {name: {k: v for k, v in found.key.items() if k != "store"} for name, found in self._stored.items()}
         return {
+            **({"embeddings": stored} if stored else {}),
             "name": self.path.name,
             "objects": len(self),
             "views": sum(map(len, self._views)),

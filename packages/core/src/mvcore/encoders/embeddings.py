@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,10 @@ class StoredFeatures(Backbone):
 
     Args:
         tag, width, text_width, text_encoder, train: see `StoredFeaturesOptions`.
+
+    Attributes:
+        other_texts: encodes texts that no vector is stored for, where there is no `text_encoder`; None = they are
+            refused.
 
     Raises:
         ConfigError: a text encoder whose vectors are not as wide as the stored ones, or one without texts.
@@ -50,6 +54,7 @@ class StoredFeatures(Backbone):
         scales = frozenset() if self.text_encoder is None else self.text_encoder.provides & SCALES
         self.provides = frozenset({"view", "text"}) | scales
         self._library = nn.Module() if self.text_encoder is None else self.text_encoder.model
+        self.other_texts: Callable[[Sequence[str]], Tensor] | None = None
         # Without weights a module does not know its device.
         self.register_buffer("_place", torch.empty(0), persistent=False)
 
@@ -130,6 +135,8 @@ class StoredFeatures(Backbone):
         return vectors.index_select(0, on_device([unique[caption] for caption in captions], self.device))
 
     def _encode_others(self, captions: list[str]) -> Tensor:
+        if self.text_encoder is None and self.other_texts is not None:
+            return self.other_texts(captions)
         if self.text_encoder is None:
             raise DataError(
                 f"core.embeddings: no vector is stored for the text {captions[0]!r}; store texts with 'mvcore data "
