@@ -34,7 +34,8 @@ from mvcore.encoders.open_clip import OpenClip
 from mvcore.losses.itc import ImageTextContrastive
 from mvcore.model import Link, Pipeline
 from mvcore.packing import concatenate
-from mvcore.training.objective import Objective, Term
+from mvcore.training.objective import Objective
+from mvcore.training.terms import Term
 from mvcore.types import ViewBatch
 from mvcore_ovt.consistency import ViewpointConsistency
 from mvcore_ovt.lora import LoraAdapter

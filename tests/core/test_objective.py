@@ -10,7 +10,8 @@ import pytest
 import torch
 from mvcore.model import Pipeline
 from mvcore.training.fit import Training
-from mvcore.training.objective import Objective, Term
+from mvcore.training.objective import Objective
+from mvcore.training.terms import Term
 from mvcore.types import Features, ViewBatch
 from torch import Tensor, nn
 

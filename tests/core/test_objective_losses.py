@@ -11,7 +11,8 @@ import torch
 from mvcore.errors import PluginError
 from mvcore.model import Pipeline
 from mvcore.parts import Backbone
-from mvcore.training.objective import Objective, Term
+from mvcore.training.objective import Objective
+from mvcore.training.terms import Term
 from mvcore.types import Features, ViewBatch
 from torch import Tensor, nn
 

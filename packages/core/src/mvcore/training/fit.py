@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ from mvcore.training.gradients import ConflictReport
 from mvcore.training.loader import StepLoader
 from mvcore.training.metrics_csv import MetricsCsv
 from mvcore.training.module import RunModule
-from mvcore.training.objective import Objective, Term
+from mvcore.training.objective import Objective
 from mvcore.training.planner import Plan, read_by
 from mvcore.training.ranks import contact, lightning_options
 from mvcore.training.sampling import (
@@ -46,6 +46,7 @@ from mvcore.training.sampling import (
     is_stream,
     sampler_of,
 )
+from mvcore.training.terms import Term
 from mvcore.training.weights import weight_at
 
 MeasureFn = Callable[[Model, Path], Mapping[str, float]]
@@ -90,22 +91,7 @@ def prepare(
     sources, id_counts = specified or specifications(plan, datasets)
     preferred = PreferredViews()
     trainers = [term.part.make() for term in plan.trainers]
-    # What a trainer only embeds is computed when it asks, not in every step.
-    observing = [t for t, made in zip(plan.trainers, trainers, strict=True) if hasattr(made, "observe")]
-    observed = read_by(observing, datasets)
-    objective = Objective(
-        pipeline,
-        _terms(plan),
-        {name: keys | observed[name] for name, keys in plan.keys.items()},
-        {name: dataset.image_size for name, dataset in datasets.items()},
-        {key: made.state for t, made in zip(plan.trainers, trainers, strict=True) for key in t.part.provides},
-        {k: axis for t in plan.trainers for k, axis in build.axes_of(t.part.registered, t.part.options).items()},
-        observed,
-    )
-    for term, made in zip(plan.trainers, trainers, strict=True):
-        if hasattr(made, "observe"):
-            for name in term.sources:
-                objective.observers.setdefault(name, []).append(made.observe)
+    objective = _objective(plan, pipeline, datasets, trainers)
     first = sampler_of(next(iter(sources.values())), seed)
     epoch_steps = config.run.epoch_steps or first.steps_per_epoch
     replaces = [made for t, made in zip(plan.trainers, trainers, strict=True) if t.part.spec.replaces_step]
@@ -117,20 +103,17 @@ def prepare(
         replaces_step=replaces[0] if replaces else None,
     )
 
-    def make_loader(rank: int, world_size: int, start: int) -> StepLoader:
-        return StepLoader(
-            list(sources.values()),
-            seed=seed,
-            workers=_workers(config.run, datasets.values()),
-            rank=rank,
-            world_size=world_size,
-            start=start,
-            steps=epoch_steps,
-            pin_memory=torch.cuda.is_available() and config.run.accelerator in ("auto", "cuda"),
-            preferred=preferred,
-        )
-
-    module.make_loader = make_loader
+    module.make_loader = lambda rank, world_size, start: StepLoader(
+        list(sources.values()),
+        seed=seed,
+        workers=_workers(config.run, datasets.values()),
+        rank=rank,
+        world_size=world_size,
+        start=start,
+        steps=epoch_steps,
+        pin_memory=torch.cuda.is_available() and config.run.accelerator in ("auto", "cuda"),
+        preferred=preferred,
+    )
     context = RunContext(
         seed=seed,
         output=output,
@@ -145,6 +128,27 @@ def prepare(
             with blamed_on_one_of(_owners(plan, trainers)):
                 made.bind(context.limited(f"trainer {term.part.name}", term.part.reads))
     return Training(plan, module, pipeline, trainers, epoch_steps, context)
+
+
+def _objective(plan: Plan, pipeline: Pipeline, datasets: Mapping[str, Any], trainers: Sequence[Any]) -> Objective:
+    """Model and losses, with what the trainers publish to them and observe of them."""
+    pairs = list(zip(plan.trainers, trainers, strict=True))
+    observing = [(term, made) for term, made in pairs if hasattr(made, "observe")]
+    # What a trainer only embeds is computed when it asks, not in every step.
+    observed = read_by([term for term, _ in observing], datasets)
+    objective = Objective(
+        pipeline,
+        _terms(plan),
+        {name: keys | observed[name] for name, keys in plan.keys.items()},
+        {name: dataset.image_size for name, dataset in datasets.items()},
+        {key: made.state for term, made in pairs for key in term.part.provides},
+        {k: axis for t in plan.trainers for k, axis in build.axes_of(t.part.registered, t.part.options).items()},
+        observed,
+    )
+    for term, made in observing:
+        for name in term.sources:
+            objective.observers.setdefault(name, []).append(made.observe)
+    return objective
 
 
 def _terms(plan: Plan) -> list[Term]:

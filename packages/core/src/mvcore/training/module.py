@@ -14,8 +14,9 @@ from mvcore.errors import ConfigError, NonFiniteLossError
 from mvcore.parts import Adapter, copy_strictly
 from mvcore.training.distributed import average_gradients
 from mvcore.training.gradients import Measured, TermGradients
-from mvcore.training.objective import Objective, Outcome
+from mvcore.training.objective import Objective
 from mvcore.training.optimization import learning_rate, make_optimizer
+from mvcore.training.terms import Outcome
 from mvcore.training.trained import load_pipeline_state, trainable, trained_state, under
 from mvcore.types import ViewBatch
 

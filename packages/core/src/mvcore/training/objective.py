@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,52 +12,19 @@ from torch.nn.utils import parametrize
 
 from mvcore.blame import blamed_on
 from mvcore.errors import PluginError
-from mvcore.model import Pipeline, features_in
-from mvcore.packing import concatenate, split_objects
+from mvcore.model import Pipeline
+from mvcore.packing import concatenate
 from mvcore.specs import STATE, Axis
 from mvcore.training.distributed import gather, sum_over_ranks, world_size
-from mvcore.training.gradients import TermGradients, gradients_of
-from mvcore.training.rows import Rows, as_float32, joined, leaf, no_rows, sliced
-from mvcore.training.weights import WeightAt
+from mvcore.training.gradient_cache import CachedStep
+from mvcore.training.gradients import TermGradients
+from mvcore.training.rows import Rows, as_float32, joined, no_rows, sliced
+from mvcore.training.terms import Outcome, Term
 from mvcore.types import Features, ViewBatch
 
 Batches = Mapping[str, ViewBatch]
 Backward = Callable[[Tensor], Any]
 Observer = Callable[[ViewBatch, Features], None]
-LeafGrads = dict[str, Tensor | None]
-
-
-@dataclass(frozen=True)
-class Term:
-    """A loss in a run: its module, what it may read, its sources, its weight by step, and whose rows it sees."""
-
-    name: str
-    module: nn.Module
-    needs: frozenset[str]
-    sources: tuple[str, ...]
-    weight: float | WeightAt = 1.0
-    scope: str = "batch"
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return features_in(self.needs)
-
-    def weight_at(self, step: int) -> float:
-        """What it counts for in a step."""
-        return self.weight(step) if callable(self.weight) else self.weight
-
-
-@dataclass
-class Outcome:
-    """What a step found: the weighted sum, each term raw, and what losses logged beside; detached, on the device.
-
-    A term whose weight is 0 in the step was not computed and is not among `terms`; `weights` holds it all the same.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    logged: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    weights: dict[str, float] = field(default_factory=dict[str, float])
 
 
 class Objective(nn.Module):
@@ -139,14 +106,14 @@ class Objective(nn.Module):
             gradients: is given each weighted term, before `backward`.
         """
         with parametrize.cached():
-            rows = self.encode({name: self._moved(batch) for name, batch in batches.items()})
-            self._show(rows)
+            rows = self.encode({name: self.moved(batch) for name, batch in batches.items()})
+            self.show(rows)
             outcome = self.evaluate(rows, self.active)
             if gradients is not None:
                 for name, value in outcome.terms.items():
                     gradients.add(name, self.weights[name] * value)
             backward(outcome.total)
-        return self._detached(outcome)
+        return self.detached(outcome)
 
     def cached_step(
         self,
@@ -158,66 +125,13 @@ class Objective(nn.Module):
     ) -> Outcome:
         """The same values and gradients with at most about `chunk_views` views in an encoder pass (gradient cache).
 
-        Every chunk is encoded twice: without gradient to give the losses the whole batch, then with gradient to carry
-        the losses' gradient on into the model. Terms of scope `object` are evaluated inside the second pass.
-
         Args:
             reseed: called with the chunk's number before each of its two passes, so that both draw the same.
             gradients: is given each weighted term, chunk by chunk.
         """
-        whole = tuple(term for term in self.active if term.scope == "batch")
-        inside = tuple(term for term in self.active if term.scope == "object")
-        chunks = {name: split_objects(batch, chunk_views) for name, batch in batches.items()}
-        order = [(name, k) for name in chunks for k in range(len(chunks[name]))]
-        held = {name: frozenset[str]().union(*(t.reads for t in whole if name in t.sources)) for name in batches}
-        held = {name: self.keys[name] if name in self.observers else keys for name, keys in held.items()}
-        parts: dict[str, list[Rows]] = {name: [] for name in chunks}
-        counts: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for number, (name, k) in enumerate(order):
-                reseed(number)
-                rows = self._encode_one(name, self._moved(chunks[name][k]))
-                for term in inside:
-                    if name in term.sources:
-                        counts[term.name] = counts.get(term.name, 0) + self._object_sums(term, {name: rows})["count"]
-                parts[name].append(Rows(rows.features.restricted(held[name], "gradient cache"), rows.batch))
-        totals = {name: sum_over_ranks(count) for name, count in counts.items()}
-        leaves = {name: leaf(joined(rows)) for name, rows in parts.items()}
-        self._show(leaves)
-        outcome = Outcome(torch.zeros((), device=self.device))
-        apart: dict[str, dict[str, LeafGrads]] = {}
-        if whole:
-            outcome = self.evaluate(leaves, whole)
-            if gradients is not None:
-                apart = self._apart(outcome, leaves)
-            backward(outcome.total)
-        together = {name: {key: value.grad for key, value in leaf.features.items()} for name, leaf in leaves.items()}
-        offsets = {name: no_rows() for name in chunks}
-        for number, (name, k) in enumerate(order):
-            reseed(number)
-            with parametrize.cached():
-                rows = self._encode_one(name, self._moved(chunks[name][k]))
-                surrogate = self._surrogate(rows, together[name], offsets[name], first=k == 0)
-                if gradients is not None:
-                    for term_name, grads in apart.items():
-                        gradients.add(term_name, self._surrogate(rows, grads[name], offsets[name], first=k == 0))
-                for term in inside:
-                    if name in term.sources:
-                        value = self._object_sums(term, {name: rows}, outcome.logged)["loss"] * (
-                            world_size() / totals[term.name].clamp(min=1)
-                        )
-                        surrogate = surrogate + self.weights[term.name] * value
-                        if gradients is not None:
-                            gradients.add(term.name, self.weights[term.name] * value)
-                        self._add_term(outcome, term, value.detach())
-                # A source that nobody reads, as in a control, has no graph.
-                if surrogate.requires_grad:
-                    backward(surrogate)
-            for axis, size in rows.batch.sizes.items():
-                offsets[name][axis] += size
-        return self._detached(outcome)
+        return self.detached(CachedStep(self, batches, chunk_views, reseed, gradients).run(backward))
 
-    def _show(self, rows: Mapping[str, Rows]) -> None:
+    def show(self, rows: Mapping[str, Rows]) -> None:
         """Hands the detached features of all ranks to those who observe them."""
         if self.watch is not None:
             self.watch(
@@ -231,40 +145,12 @@ class Objective(nn.Module):
                 for observer in observers:
                     observer(shown[1], shown[0])
 
-    def _add_term(self, outcome: Outcome, term: Term, value: Tensor) -> None:
-        outcome.terms[term.name] = outcome.terms.get(term.name, torch.zeros((), device=self.device)) + value
-        outcome.total = outcome.total + self.weights[term.name] * value
-
-    def _surrogate(self, rows: Rows, grads: LeafGrads, offsets: Mapping[Axis, int], *, first: bool) -> Tensor:
-        """A scalar whose gradient in the model is the losses' gradient through this chunk's features."""
-        sizes = rows.batch.sizes
-        total = rows.features.zero()
-        for key, whole in grads.items():
-            axis = rows.features.axes[key]
-            if whole is None or (axis == "none" and not first):
-                continue
-            grad = whole if axis == "none" else whole[offsets[axis] : offsets[axis] + sizes[axis]]
-            if rows.features[key].requires_grad:
-                total = total + (as_float32(rows.features[key]) * grad).sum()
-        return total
-
-    def _apart(self, outcome: Outcome, leaves: Mapping[str, Rows]) -> dict[str, dict[str, LeafGrads]]:
-        """By term and source, the weighted term's gradient in each feature."""
-        places = [(n, k, v) for n, rows in leaves.items() for k, v in rows.features.items() if v.requires_grad]
-        apart: dict[str, dict[str, LeafGrads]] = {}
-        for term, value in outcome.terms.items():
-            found = apart[term] = {name: {} for name in leaves}
-            grads = gradients_of(self.weights[term] * value, [value for _, _, value in places])
-            for (name, key, _), grad in zip(places, grads, strict=True):
-                found[name][key] = grad
-        return apart
-
     def encode(self, batches: Batches) -> dict[str, Rows]:
         """Features of each source; sources that share image size and keys go through the model together."""
         found: dict[str, Rows] = {}
         for names, keys in self.groups:
             if len(names) == 1:
-                found[names[0]] = self._encode_one(names[0], batches[names[0]])
+                found[names[0]] = self.encode_one(names[0], batches[names[0]])
                 continue
             features = self.pipeline(concatenate([batches[name] for name in names]), keys)
             starts = no_rows()
@@ -275,11 +161,11 @@ class Objective(nn.Module):
                     starts[axis] += size
         return found
 
-    def _encode_one(self, name: str, batch: ViewBatch) -> Rows:
+    def encode_one(self, name: str, batch: ViewBatch) -> Rows:
         # What the model read of published state has done its part; it would be gathered over ranks for nothing.
         return Rows(self.pipeline(batch, self.keys[name]), replace(batch, state={}))
 
-    def _moved(self, batch: ViewBatch) -> ViewBatch:
+    def moved(self, batch: ViewBatch) -> ViewBatch:
         """The batch on the device, with the published state that the model itself reads."""
         moved = batch.to(self.device, non_blocking=True)
         return moved.with_state(self._state(self._read_by_model, moved)) if self._read_by_model else moved
@@ -289,7 +175,7 @@ class Objective(nn.Module):
         outcome = Outcome(torch.zeros((), device=self.device))
         for term in terms:
             if term.scope == "object":
-                sums = self._object_sums(term, rows, outcome.logged)
+                sums = self.object_sums(term, rows, outcome.logged)
                 count = sum_over_ranks(sums["count"]).clamp(min=1)
                 value = sums["loss"] * (world_size() / count)
             else:
@@ -309,7 +195,7 @@ class Objective(nn.Module):
             result = result["loss"]
         return _scalar(result, f"loss {term.name}")
 
-    def _object_sums(
+    def object_sums(
         self, term: Term, rows: Mapping[str, Rows], logged: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """A term's `loss` and `count` on these rows; what else it returns is added to `logged`."""
@@ -346,7 +232,7 @@ class Objective(nn.Module):
                 state.update(self.publishers[key](batch))
         return state
 
-    def _detached(self, outcome: Outcome) -> Outcome:
+    def detached(self, outcome: Outcome) -> Outcome:
         """The same on every rank: a term of scope `object` was this rank's share times the number of ranks."""
         shown, total = dict[str, Tensor](), torch.zeros((), device=self.device)
         for term in self.terms:
