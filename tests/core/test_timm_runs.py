@@ -139,6 +139,24 @@ def test_a_source_of_another_size_is_refused(lab: Lab) -> None:
         lab.prepare(values, Path("unused"))
 
 
+@pytest.mark.parametrize("encoder", ["core.timm", "core.open_clip"])
+@pytest.mark.parametrize("section", ["data", "validate"])
+def test_a_source_of_another_size_is_refused_before_weights_are_loaded(
+    lab: Lab, tmp_path: Path, encoder: str, section: str
+) -> None:
+    absent = tmp_path / "absent.safetensors"  # would be the error if anything were loaded
+    values = values_of(lab, absent)
+    if encoder == "core.open_clip":
+        values["encoder"] = {"id": encoder, "model": "package:mvcore/testing/clip.json", "pretrained": str(absent)}
+    other = {**values["data"]["objects"], "image_size": 40}
+    if section == "data":
+        values["data"]["objects"] = other
+    else:
+        values["validate"] = {"data": {"seen": other}}
+    with pytest.raises(ConfigError, match=r"\]\.image_size is 40, but the encoder takes 32; set it so"):
+        lab.session(values)
+
+
 def test_use_needs_no_lightning() -> None:
     """G1: torch alone, on the processor, without a network."""
     code = (

@@ -49,6 +49,9 @@ def test_what_is_asked_for_is_not_there(fault: Fault, arguments, text):
     assert fault("train", *arguments).startswith(text)
 
 
+OF_224 = ["--set", "data[mine].image_size=224", "--set", "validate.data[seen].image_size=224"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -66,9 +69,10 @@ def test_what_is_asked_for_is_not_there(fault: Fault, arguments, text):
         (["--seeds", ""], "--seeds '': write different whole numbers"),
         (["--set", "encoder.model=ViT-B-23"], "encoder: open_clip has no model 'ViT-B-23', did you mean 'ViT-B-32'?"),
         (["--set", "encoder.model=gone.json"], "encoder: model config 'gone.json' does not exist"),
-        (["--set", "encoder.model=ViT-B-32", "--set", "encoder.pretrained=laion2b"], "encoder: "),
+        ([*OF_224, "--set", "encoder.model=ViT-B-32", "--set", "encoder.pretrained=laion2b"], "encoder: "),
         (["--set", "encoder.pretrained=w.safetensors"], "encoder: "),
-        (["--encoder", "ViT-B-32:openai2"], "--encoder: encoder: "),
+        ([*OF_224, "--encoder", "ViT-B-32:openai2"], "--encoder: encoder: "),
+        (["--encoder", "ViT-B-32:openai2"], "data[mine].image_size is 32, but the encoder takes 224"),
         (["--set", "data[mine].path=gone"], "data.mine: "),
         (["--set", "data[mine].split=train"], "data.mine: "),
         (["--set", "data[mine].sampling=objects", "--set", "data[mine].views_per_object=5"], "data.mine"),

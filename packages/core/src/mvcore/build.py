@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from mvcore.errors import ConfigError, MvcoreError, PluginError
@@ -103,15 +104,28 @@ def axes_of(registered: Registered, chosen: BaseModel | None) -> dict[str, Axis]
     return {**declared, **given} if isinstance(given, Mapping) else declared
 
 
+def wanted_size_of(registered: Registered, chosen: BaseModel | None) -> int | None:
+    """The side of the images that a backbone wants: `wanted_size()` of its options; None where it is not told."""
+    return _answered("wanted_size", registered, chosen, lambda size: None if size is None else index(size))
+
+
 def _asked(what: str, registered: Registered, chosen: BaseModel | None) -> Any:
-    method: Any = getattr(type(chosen), what, None)
-    if not callable(method):
-        return getattr(registered.spec, what, frozenset())
-    try:
-        keys: Any = method(chosen)
+    def as_keys(keys: Any) -> Any:
         if isinstance(keys, str):
             raise TypeError(f"it gives the string {keys!r} where a set of keys belongs")
         return keys if isinstance(keys, Mapping) else frozenset(keys)
+
+    answer = _answered(what, registered, chosen, as_keys)
+    return getattr(registered.spec, what, frozenset()) if answer is None else answer
+
+
+def _answered(what: str, registered: Registered, chosen: BaseModel | None, read: Callable[[Any], Any]) -> Any:
+    """What a method of a part's options answers; None where they have no such method."""
+    method: Any = getattr(type(chosen), what, None)
+    if not callable(method):
+        return None
+    try:
+        return read(method(chosen))
     except MvcoreError:
         raise
     except (Exception, SystemExit) as exc:

@@ -93,6 +93,12 @@ class OpenClipOptions(Options):
         has_bias = config is None or config.get("init_logit_bias") is not None
         return features | {"logit_bias"} if has_bias else features
 
+    def wanted_size(self) -> int | None:
+        """The side of the images that the model wants, as far as its config is at hand without loading anything."""
+        vision = (config_at_hand(self.model) or {}).get("vision_cfg")
+        size = vision.get("image_size") if isinstance(vision, dict) else None
+        return size if isinstance(size, int) else None
+
 
 class TimmDenseOptions(Options):
     """Where the feature `dense` (N, C, h, w) of a timm model is taken.
@@ -149,6 +155,10 @@ class TimmOptions(Options):
     @classmethod
     def _known_mode(cls, train: str) -> str:
         return _checked_mode(train)
+
+    def wanted_size(self) -> int | None:
+        """The side of the images that sources must give; None where only the model knows it."""
+        return self.image_size
 
 
 class StoredFeaturesOptions(Options):

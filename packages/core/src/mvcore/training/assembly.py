@@ -25,9 +25,13 @@ def open_sources(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         MvcoreError: a source that cannot be opened; the text begins with its place.
+        ConfigError: a source whose images the encoder cannot take, as far as its options tell.
     """
     trained = {name: part.make() for name, part in blueprint.sources.items()}
     measured = {name: part.make() for name, part in blueprint.measured.items()}
+    wanted = build.wanted_size_of(blueprint.encoder.registered, blueprint.encoder.options)
+    _check_image_sizes("data", trained, wanted)
+    _check_image_sizes("validate.data", measured, wanted)
     return trained, measured
 
 
@@ -87,8 +91,11 @@ def check_image_sizes(section: str, datasets: Mapping[str, Any], backbone: Backb
     Raises:
         ConfigError: names the source and both sizes.
     """
+    _check_image_sizes(section, datasets, backbone.image_size)
+
+
+def _check_image_sizes(section: str, datasets: Mapping[str, Any], wanted: int | None) -> None:
     for name, dataset in datasets.items():
-        wanted = backbone.image_size
         if wanted is not None and dataset.image_size != wanted:
             raise ConfigError(
                 f"{section}[{name}].image_size is {dataset.image_size}, but the encoder takes {wanted}; set it so"
