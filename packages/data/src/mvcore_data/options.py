@@ -12,13 +12,13 @@ Number = TypeVar("Number", int, float)
 
 def _ascending(limits: tuple[Number, Number]) -> tuple[Number, Number]:
     if limits[0] > limits[1]:
-        raise ValueError(f"give [lowest, highest], not {list(limits)}")
+        raise ValueError("give [lowest, highest]")
     return limits
 
 
 def _odd(limits: tuple[int, int]) -> tuple[int, int]:
     if not all(size % 2 for size in limits):
-        raise ValueError(f"a kernel has an odd number of pixels, as in [3, 7]; not {list(limits)}")
+        raise ValueError("a kernel has an odd number of pixels, as in [3, 7]")
     return limits
 
 
