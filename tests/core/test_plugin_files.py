@@ -52,10 +52,15 @@ def test_a_module_is_a_plugin_too(install):
         ("faulty.py", "1/0", "ZeroDivisionError"),
         ("plain.py", "x = 1", "MVCORE_API = 1"),
         ("good.py", HEAD, "is taken by third-good 1.0"),
+        ("empty.py", HEAD, "empty.py registers nothing: mark its hooks with @hookimpl"),
+        ("relative.py", f"from .faulty import x\n{HEAD}", "a plugin in one file imports nothing beside it"),
+        ("beside.py", f"import helper_of_mine\n{HEAD}", "a plugin in one file imports nothing beside it"),
+        ("absent_module.py", f"import not_there\n{HEAD}", "ModuleNotFoundError: No module named 'not_there'"),
     ],
 )
 def test_a_file_that_is_no_plugin_is_refused(install, tmp_path, file, source, text):
     install.plugin("good", FILE.format(stem="third_good"))
+    (tmp_path / "helper_of_mine.py").write_text("x = 1")
     if source is not None:
         (tmp_path / file).write_text(source)
     with pytest.raises(PluginError) as caught:
@@ -79,6 +84,12 @@ def test_registering_again_replaces(install):
     assert [i for i in registry.specs("loss") if i.startswith("note.")] == ["note.b"]
     with pytest.raises(PluginError, match="taken by mvcore"):
         registry.register(_module("x"), name="duoduo")
+
+
+def test_a_program_that_registers_itself_is_named():
+    with pytest.raises(PluginError, match=r"name it, as mvcore\.register\(module, 'mymethod'\)"):
+        Registry().register(_module("__main__", "a"))
+    assert Registry().register(_module("__main__", "a"), "mine").name == "mine"
 
 
 # --- hooks with arguments -----------------------------------------------------------------------------------
@@ -114,6 +125,10 @@ class _Wrong:
 
 class _Silent:
     MVCORE_API = 1
+
+    @hookimpl
+    def mvcore_report_sections(self):
+        return []
 
 
 def test_hooks_with_arguments_ask_only_the_named_plugins_each_alone():

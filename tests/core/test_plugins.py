@@ -95,6 +95,18 @@ BROKEN = {
         "broken",
         "reserved for the plugin 'data'",
     ),
+    "no_word": (
+        HEAD + "@hookimpl\ndef mvcore_register_losses(): return [LossSpec(name=5, summary='a', factory='a:A')]",
+        "broken",
+        "LossSpec 5: a name is lower-case",
+    ),
+    "skips": ("import pytest\npytest.skip('not here', allow_module_level=True)", "broken", "Skipped: not here"),
+    "waits": (
+        HEAD + "@hookimpl\nasync def mvcore_register_losses(): return []",
+        "broken",
+        "mvcore_register_losses is asynchronous; write a plain function",
+    ),
+    "moves": ("import os\nos.chdir('/')\nMVCORE_API = 1", "broken", "it changes the working folder when it is loaded"),
 }
 
 
@@ -192,7 +204,8 @@ def test_damaged_metadata_hides_nothing_else(install):
 
 
 def test_what_a_plugin_prints_while_it_is_imported_is_not_output(install, capsys):
-    install.plugin("loud", "print('hello')\nMVCORE_API = 1")
+    text = "print('hello')\nimport sys\nprint('careful', file=sys.stderr)\nsys.stdout.close()\nMVCORE_API = 1"
+    install.plugin("loud", text)
     assert row("loud").status == "ok"
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")

@@ -54,7 +54,19 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         sys.modules.pop(path.stem, None)
+        if isinstance(error, ImportError) and _names_a_neighbour(error, path):
+            text = (
+                f"{error}: a plugin in one file imports nothing beside it; put both into a package, and name its module"
+            )
+            raise ImportError(text) from error
         raise
     return module
+
+
+def _names_a_neighbour(error: ImportError, path: Path) -> bool:
+    """Whether what cannot be imported is relative to the file, or stands in its folder."""
+    name = (error.name or "").partition(".")[0]
+    beside = name and (path.with_name(f"{name}.py").is_file() or path.with_name(name).is_dir())
+    return "relative import" in str(error) or bool(beside)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
+import os
+import re
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -17,6 +21,7 @@ from mvcore.discovery import RESERVED, Candidate, Status
 from mvcore.errors import PluginError
 from mvcore.hookspecs import REGISTRATION_HOOKS
 from mvcore.specs import MVCORE_API, SPEC_TYPES, Problem, RecipeSpec, Section, Spec
+from mvcore.suggest import did_you_mean, listed
 
 SLOW = 2.0
 """Seconds to load a plugin from which on `mvcore doctor` names it: every call of the program waits for them."""
@@ -109,6 +114,13 @@ class Answer:
     error: PluginError | None = None
 
 
+class _Kept(io.StringIO):
+    """What was written to it; closing it, as a plugin may, loses nothing."""
+
+    def close(self) -> None:
+        """Nothing: others write there too."""
+
+
 class _RefusedError(Exception):
     """A plugin that does not keep its part of the contract, with the status that this means."""
 
@@ -135,19 +147,26 @@ def examine(candidate: Candidate) -> tuple[PluginRecord, Any]:
     if candidate.verdict is not None:
         status, reason = candidate.verdict
         return replace(record, status=status, reason=reason), None
-    start, said = time.perf_counter(), io.StringIO()
+    start, said = time.perf_counter(), _Kept()
     try:
         # What a plugin prints while it is imported must not get into the output of `--json`.
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), _same_working_folder():
             plugin = candidate.load()
             specs = validated_specs(candidate.name, plugin)
+    except KeyboardInterrupt:
+        raise
     except _RefusedError as exc:
         return replace(record, status=exc.status, reason=str(exc), traceback=traceback.format_exc()), None
-    except (Exception, SystemExit) as exc:
+    except BaseException as exc:  # SystemExit, and what test frameworks raise to skip
         error = f"{type(exc).__name__}: {exc}".strip().replace("\n", " ")
         return replace(record, status="broken", reason=error, error=error, traceback=traceback.format_exc()), None
     first = next(iter(said.getvalue().strip().splitlines()), "")
     return replace(record, specs=specs, seconds=time.perf_counter() - start, said=first), plugin
+
+
+def registers(plugin: Any, record: PluginRecord) -> bool:
+    """Whether a plugin brings anything: a part, or an answer about runs."""
+    return bool(record.specs) or any(hasattr(getattr(plugin, hook, None), "mvcore_impl") for hook in ANSWERS)
 
 
 def validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:
@@ -159,8 +178,11 @@ def validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:
         speaks = ", ".join(str(number) for number in sorted(SUPPORTED_API))
         raise _RefusedError(f"written for plugin interface {api}, this mvcore speaks {speaks}", "incompatible")
     manager = new_manager()
-    manager.register(plugin, name)
-    manager.check_pending()
+    try:
+        manager.register(plugin, name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as exc:
+        raise _RefusedError(_what_pluggy_means(str(exc))) from exc
     for hook in (*REGISTRATION_HOOKS, *ANSWERS):
         function = getattr(plugin, hook, None)
         if callable(function) and not hasattr(function, "mvcore_impl"):
@@ -172,12 +194,43 @@ def validated_specs(name: str, plugin: Any) -> tuple[Spec, ...]:
     return tuple(specs)
 
 
+@contextlib.contextmanager
+def _same_working_folder() -> Iterator[None]:
+    """Paths of the command line are relative to it, whatever a plugin does."""
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        yield
+        if Path.cwd() != before:
+            raise _RefusedError("it changes the working folder when it is loaded")
+    finally:
+        os.chdir(before)
+
+
+def _what_pluggy_means(text: str) -> str:
+    unknown = re.search(r"unknown hook '(\w+)'", text)
+    if unknown is not None:
+        hooks = [*REGISTRATION_HOOKS, *ANSWERS]
+        return f"there is no hook {unknown[1]!r}{did_you_mean(unknown[1], hooks)} (there are: {listed(hooks)})"
+    hook, arguments = re.search(r"for hook '(\w+)'", text), re.search(r"Argument\(s\) \{(.*?)\}", text)
+    if hook is None or arguments is None:
+        return " ".join(text.split())
+    parameters = inspect.signature(getattr(hookspecs, hook[1])).parameters
+    return f"{hook[1]} asks for {arguments[1]}, which the hook has not (it has: {listed(parameters)})"
+
+
 def _specs_of_hook(manager: pluggy.PluginManager, hook: str, part: str) -> list[Spec]:
     caller = getattr(manager.hook, hook)
     if not caller.get_hookimpls():
         return []
     wanted = SPEC_OF_PART[part]
     results = caller()
+    if inspect.iscoroutine(next(iter(results), None)):
+        results[0].close()
+        raise _RefusedError(f"{hook} is asynchronous; write a plain function that returns a list of {wanted.__name__}")
     if len(results) != 1:  # pluggy leaves None out
         raise _RefusedError(f"{hook} returns None; return a list of {wanted.__name__}")
     if isinstance(results[0], (Spec, str, bytes, Mapping)) or not isinstance(results[0], Iterable):

@@ -25,10 +25,13 @@ from mvcore.plugin_records import (
     kind_of,
     name_of,
     new_manager,
+    registers,
     validated_specs,
 )
 from mvcore.specs import NAME, RecipeSpec, Spec
 from mvcore.suggest import did_you_mean, listed
+
+_EXAMPLE = "@hookimpl def mvcore_register_losses(): return [LossSpec(...)]"
 
 ENV_STRICT = "MVCORE_STRICT_PLUGINS"
 
@@ -225,6 +228,8 @@ class Registry:
 
     def _add(self, candidate: Candidate) -> PluginRecord:
         name = candidate.name
+        if name == "__main__":
+            raise PluginError("this is the running program itself; name it, as mvcore.register(module, 'mymethod')")
         if not NAME.fullmatch(name):
             raise PluginError(f"{candidate.source}: {bad_name(name)}")
         if name in RESERVED:
@@ -233,6 +238,8 @@ class Registry:
             if other.name == name and other.distribution and other.status != "disabled":
                 raise PluginError(f"{candidate.source}: the name {name!r} is taken by {other.provider}; rename it")
         record, plugin = examine(candidate)
+        if record.status == "ok" and not registers(plugin, record):
+            raise PluginError(f"{candidate.source} registers nothing: mark its hooks with @hookimpl, as in {_EXAMPLE}")
         if record.status == "ok":
             self._records = [other for other in self._records if other.name != name or other.distribution]
             if self._manager.has_plugin(name):

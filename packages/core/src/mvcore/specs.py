@@ -107,9 +107,9 @@ class Spec:
 
     def __post_init__(self) -> None:
         owner = f"{type(self).__name__} {self.name!r}"
-        if not NAME.fullmatch(self.name):
+        if not NAME.fullmatch(str(self.name)):
             raise ValueError(f"{owner}: a name is lower-case letters, digits, '_' and '-', starting with a letter")
-        if not self.summary or "\n" in self.summary:
+        if not self.summary or "\n" in str(self.summary):
             raise ValueError(f"{owner}: summary must be one line")
         for what, reference in (("factory", self.factory), ("config", self.config)):
             if isinstance(reference, str) and reference and not _REFERENCE.fullmatch(reference):

@@ -180,7 +180,8 @@ def _importable(source: str) -> bool:
 def _in_a_child(record: PluginRecord) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MVCORE_")}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-c", _CHILD, record.source, ",".join(HEAVY), record.name]
+    # Without -P a file of the working folder could stand for a module that the plugin imports.
+    command = [sys.executable, "-P", "-c", _CHILD, record.source, ",".join(HEAVY), record.name]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
     if done.returncode != 0 or not done.stdout.strip():
         last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
