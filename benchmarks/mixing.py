@@ -1,6 +1,6 @@
 """What mixing methods costs: a step with three methods' losses, a loss of weight 0, and settling a mixed run.
 
-    python benchmarks/mixing.py [--model ViT-B-32] [--objects 4] [--rounds 9] [--threads 1]
+    python benchmarks/mixing.py [--model ViT-B-32] [--objects 4] [--rounds 9] [--threads 1] [--quick]
 
 - `three_methods`: a step with `ovt.vc`, `mvc_heads.contrastive` and `equivariance.smooth_ap` on pairs of views of the
   demo set, against the sum of one pass through the encoder, there and back with the gradients that the losses give it,
@@ -11,6 +11,8 @@
 - `settling`: seconds to resolve and validate `--plugin ovt --loss equivariance.smooth_ap=0.5 --loss
   mvc_heads.contrastive=0.1` once everything is imported, without opening data and with it. The target is 0.5 s.
 - `refusal`: an impossible mix; seconds to its refusal, what it says, and how many models were built by then.
+
+`--quick` measures the last two alone, which train nothing.
 
 The two sides of a ratio take turns in one process. Prints JSON: medians over the rounds of the process's own time,
 which other programs on the machine disturb less than the wall clock, with the ratio's quartiles.
@@ -220,15 +222,17 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=4, help="pairs of views of a step")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="only settling and refusal")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"benchmark": "mixing", **vars(arguments), "settling": settling(arguments.rounds)}
     result["refusal"] = refusal()
-    with tempfile.TemporaryDirectory() as name:
-        training = prepared(arguments, Path(name) / "base", {})
-        batches = first_batch(training)
-        result["three_methods"] = three_methods(training, batches, arguments.rounds)
-        result["weight_0"] = weight_0(arguments, Path(name), training, batches, arguments.rounds)
+    if not arguments.quick:
+        with tempfile.TemporaryDirectory() as name:
+            training = prepared(arguments, Path(name) / "base", {})
+            batches = first_batch(training)
+            result["three_methods"] = three_methods(training, batches, arguments.rounds)
+            result["weight_0"] = weight_0(arguments, Path(name), training, batches, arguments.rounds)
     print(json.dumps(result, indent=2))
 
 
