@@ -26,7 +26,7 @@ import torch.distributed as dist
 from mvcore.config_layers import Layers
 from mvcore.plugins import load_plugins
 from mvcore.running import open_session
-from mvcore.training.distributed import average_gradients
+from mvcore.training.distributed import average_gradients, mean_over_ranks
 from mvcore.training.fit import prepare
 
 values, folder, rank, ranks = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -71,6 +71,9 @@ for name in ("whole", "cached"):
         "grads": {key: value.grad for key, value in trained.items()},
         "observed": seen.pop(),
     }
+ramp = torch.arange(6.0).reshape(2, 3).T * (rank + 1)
+some = [ramp if rank == ranks - 1 else None, None, ramp.double(), ramp + 1]
+found["means"] = mean_over_ranks(some, [ramp, ramp, ramp.double(), ramp])
 torch.save(found, folder / f"rank-{rank}-of-{ranks}.pt")
 """
 
@@ -103,7 +106,12 @@ def test_two_ranks_take_the_step_of_one(lab: Lab, tmp_path: Path) -> None:
     ranks: list[dict[str, Any]] = [torch.load(tmp_path / f"rank-{r}-of-2.pt", weights_only=True) for r in range(2)]
     assert sum(rank["views"] for rank in ranks) == one["views"]
     assert min(rank["views"] for rank in ranks) > 0
+    ramp = torch.arange(6.0).reshape(2, 3).T
     for rank in ranks:
+        first, absent, double, last = rank["means"]  # of ramp and 2 ramp, the first only on the second rank
+        assert absent is None
+        for mean, expected in ((first, ramp), (double, 1.5 * ramp.double()), (last, 1.5 * ramp + 1)):
+            torch.testing.assert_close(mean, expected)
         torch.testing.assert_close(rank["anchors"], one["anchors"])
         assert torch.equal(rank["outliers"], one["outliers"])
         for way in ("whole", "cached"):

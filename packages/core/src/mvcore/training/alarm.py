@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mvcore.config import AlarmSettings
+from mvcore.training.distributed import all_rows
 from mvcore.types import Features
 
 FEW_OBJECTS = 16
@@ -86,7 +87,8 @@ class CollapseAlarm(Callback):
         for key in ("view", "object"):
             vectors = [found[key].detach() for found in features if key in found]
             if vectors:
-                self._seen = spread_and_rank(torch.cat(vectors)), n_objects >= FEW_OBJECTS
+                everywhere, objects = all_rows(torch.cat(vectors), n_objects)
+                self._seen = spread_and_rank(everywhere), objects >= FEW_OBJECTS
                 return
 
     def _warning(self, name: str, value: float, step: int) -> str:

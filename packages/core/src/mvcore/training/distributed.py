@@ -66,7 +66,7 @@ def gather(features: Features, batch: ViewBatch, state_axes: Mapping[str, Axis])
         return features, batch
     layouts: list[Any] = [None] * world_size()
     # Layouts (counts, ids, captions) are small host values; their pixels stay where they are.
-    dist.all_gather_object(layouts, _layout(batch))
+    dist.all_gather_object(layouts, _layout(batch), group=host_group())
     rows: dict[Axis, list[int]] = {axis: [layout.sizes[axis] for layout in layouts] for axis in batch.sizes}
 
     def gathered(value: Tensor, axis: Axis) -> Tensor:
@@ -117,7 +117,7 @@ class _Gather(torch.autograd.Function):
 def join_embedded(mine: Embedded, device: torch.device) -> Embedded:
     """The ranks' parts of one pass over a dataset, in rank order; a collective, through `device`."""
     sizes: list[Any] = [None] * world_size()
-    dist.all_gather_object(sizes, (len(mine.object_ids), len(mine.view_ids)))
+    dist.all_gather_object(sizes, (len(mine.object_ids), len(mine.view_ids)), group=host_group())
     objects, views = [size[0] for size in sizes], [size[1] for size in sizes]
 
     def joined(value: Tensor, rows: Sequence[int]) -> Tensor:
@@ -130,6 +130,16 @@ def join_embedded(mine: Embedded, device: torch.device) -> Embedded:
         object_ids=joined(mine.object_ids, objects),
         view_ids=joined(mine.view_ids, views),
     )
+
+
+def all_rows(value: Tensor, number: int) -> tuple[Tensor, int]:
+    """The rows of all ranks in rank order, without gradient, and the sum of their numbers; a collective."""
+    if world_size() == 1:
+        return value, number
+    sizes: list[Any] = [None] * world_size()
+    dist.all_gather_object(sizes, (len(value), number), group=host_group())
+    with torch.no_grad():
+        return _gather_rows(value, [rows for rows, _ in sizes]), sum(found for _, found in sizes)
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
