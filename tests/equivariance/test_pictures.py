@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import mvcore
 import numpy as np
 import pytest
 import yaml
+from mvcore.api import new_figure
 from mvcore.plugins import load_plugins
 from mvcore_equivariance.evaluation.options import (
     CorrespondenceOptions,
@@ -17,7 +19,7 @@ from mvcore_equivariance.evaluation.options import (
     TrackingOptions,
     TransferOptions,
 )
-from mvcore_equivariance.pictures import MatchedPair, draw_matches, draw_pca, draw_tracks, principal_colours
+from mvcore_equivariance.pictures import MatchedPair, draw_matches, draw_pair, draw_pca, draw_tracks, principal_colours
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -42,6 +44,21 @@ def test_right_and_wrong_matches_differ_in_colour(tmp_path: Path) -> None:
     # The legend has both colours.
     assert count(right, BLUE) > 2 * count(wrong, BLUE)
     assert count(wrong, ORANGE) > 2 * count(right, ORANGE)
+
+
+@pytest.mark.parametrize(
+    ("number", "about", "title"),
+    [
+        (4, "", "4 of 4 points right"),
+        (40, "", "40 of 40 points right, 24 of them drawn"),
+        (4, "viewpoint changes by 62 degrees", "viewpoint changes by 62 degrees: 4 of 4 points right"),
+    ],
+)
+def test_a_row_says_what_it_is_and_how_many_are_right(number: int, about: str, title: str) -> None:
+    axis = new_figure(3, 3).subplots()
+    draw_pair(axis, replace(pair(np.ones(number, bool)), about=about))
+    assert axis.get_title() == title
+    assert len(axis.lines) == 3 * min(number, 24), "a line and its two ends"
 
 
 def test_each_pair_has_a_row(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class MatchedPair:
         first, second: (H, W, 3) uint8.
         points, predicted, truth: (P, 2) x, y in continuous pixels.
         right: (P,) bool, whether a prediction counts as right.
+        about: of the pair, to stand before how many are right.
     """
 
     first: NDArray[np.uint8]
@@ -36,6 +37,7 @@ class MatchedPair:
     predicted: NDArray[np.floating]
     truth: NDArray[np.floating]
     right: NDArray[np.bool_]
+    about: str = ""
 
 
 def draw_matches(pairs: Sequence[MatchedPair], path: Path, *, title: str = "", rule: str = "right") -> Path:
@@ -57,13 +59,14 @@ def draw_matches(pairs: Sequence[MatchedPair], path: Path, *, title: str = "", r
     figure = new_figure(6.6, 3.35 * len(pairs) + 0.6)
     axes = figure.subplots(len(pairs), 1, squeeze=False)[:, 0]
     for axis, pair in zip(axes, pairs, strict=True):
-        _draw_pair(axis, pair)
+        draw_pair(axis, pair)
     _legend(figure, axes[0], rule)
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)
 
 
-def _draw_pair(axis: Axes, pair: MatchedPair) -> None:
+def draw_pair(axis: Axes, pair: MatchedPair) -> None:
+    """Draws one pair of views side by side, and some of its points; the title says how many are right."""
     height, width = pair.first.shape[:2]
     gap = width // 16
     shift = np.array([width + gap, 0.0])
@@ -83,7 +86,9 @@ def _draw_pair(axis: Axes, pair: MatchedPair) -> None:
         axis.plot(*end, marker="o" if right else "X", markersize=4, color=colour, markeredgecolor="white", mew=0.4)
         if not right:
             axis.plot(*np.stack([end, true]).T, color=colour, linewidth=0.8, linestyle=":")
-    axis.set_title(f"{int(pair.right.sum())} of {len(pair.right)} points right", fontsize=9)
+    drawn = f", {len(some)} of them drawn" if len(some) < len(pair.points) else ""
+    found = f"{int(pair.right.sum())} of {len(pair.right)} points right{drawn}"
+    axis.set_title(": ".join(filter(None, (pair.about, found))), fontsize=9)
 
 
 def _legend(figure: Figure, axis: Axes, rule: str) -> None:
@@ -129,6 +134,11 @@ def draw_pca(
         axes[1, column].imshow(colours[column], extent=(0, width, height, 0), interpolation="nearest")
         for row in (0, 1):
             axes[row, column].set_axis_off()
+    lines = [
+        "below each view its features, with their three principal",
+        "directions over all views as red, green and blue",
+    ]
+    figure.supxlabel((" " if count > 2 else "\n").join(lines), fontsize=8)
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)
 

@@ -115,9 +115,10 @@ class Correspondence:
     def _source(self, model: Embedder, name: str, dataset: IndexedDataset, output: Path) -> tuple[_Source, list[Path]]:
         missing = [field for field in _NEEDS if field not in dataset.provides]
         if missing:
+            way = "open it with depth: true, or " if missing == ["depth"] else ""
             raise DataError(
                 f"{ID}: source {name!r} gives no {' and no '.join(missing)}, from which true correspondences are made; "
-                "open it with depth: true, or measure a store that holds cameras and depth"
+                f"{way}measure a store that holds cameras and depth"
             )
         found = _Source(name, len(dataset), {})
         pictures: list[Path] = []
@@ -291,7 +292,11 @@ def _draw(
     from mvcore_equivariance.pictures import MatchedPair, draw_matches, draw_pca
 
     images = views.images.permute(0, 2, 3, 1).numpy()
-    shown = matches[:: max(1, len(matches) // _SHOWN_PAIRS)][:_SHOWN_PAIRS]
+    order = sorted(
+        matches, key=lambda match: float(match.truth.angles.mean())
+    )  # from the nearest views to the farthest
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(_SHOWN_PAIRS, len(order))).round().astype(int))
+    shown = [order[k] for k in chosen]
     pairs = [
         MatchedPair(
             images[match.truth.first],
@@ -300,6 +305,7 @@ def _draw(
             match.predicted.numpy(),
             match.truth.truth.numpy(),
             match.right.numpy(),
+            f"viewpoint changes by {float(match.truth.angles.mean()):.0f} degrees",
         )
         for match in shown
     ]
@@ -307,5 +313,11 @@ def _draw(
     maps = torch.stack([dense[row] for row in rows]).cpu().numpy()
     return [
         draw_matches(pairs, output / f"correspondences-{name}.png", title=f"Nearest features, {views.name}", rule=rule),
-        draw_pca(images[rows], maps, views.foreground[rows].numpy(), output / f"features-{name}.png", title=views.name),
+        draw_pca(
+            images[rows],
+            maps,
+            views.foreground[rows].numpy(),
+            output / f"features-{name}.png",
+            title=f"Dense features, {views.name}",
+        ),
     ]
