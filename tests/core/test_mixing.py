@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mvcore.cli.main import run
 from mvcore.config import RunConfig
 from mvcore.config_layers import Layers, parse_yaml, to_yaml
 from mvcore.errors import ConfigError
@@ -398,54 +396,3 @@ def test_what_was_merged_is_the_same_run_when_it_is_printed_and_read(two: None) 
 def test_the_recipes_files_are_left_as_they_are(two: None) -> None:
     first = copy.deepcopy(resolved(**SETTLED).layers.values)
     assert resolved(**SETTLED).layers.values == first
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-PAGE = (Path(__file__).parents[2] / "docs/mixing.md").read_text(encoding="utf-8")
-
-
-def fenced(language: str) -> list[str]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return [text for found, text in blocks if found == language]
-
-
-def test_every_command_of_the_page_is_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [shlex.split(text) for text in fenced("") if text.startswith("mvcore train")]
-    assert len(commands) == 4
-    for command in commands:
-        assert run([*command[1:], "--print-config"]) == 0, command
-        layers = Layers()
-        layers.merge(*parse_yaml(capsys.readouterr().out, "printed"))
-        planned(layers.config())
-
-
-def test_the_weights_of_the_page_are_valid() -> None:
-    (text,) = fenced("yaml")
-    layers = Layers()
-    layers.merge(*parse_yaml(BASE, "base"))
-    layers.merge(*parse_yaml(text, "page"))
-    assert set(layers.config().losses) == {"core.itc", "ovt.vc", "mvc_heads.contrastive"}
-
-
-def settle(request_: dict[str, Any]) -> None:
-    found, registry = resolved(**request_), load_plugins()
-    blueprint = choose(found.layers.config(), registry, found.layers.written)
-    plan(blueprint, {name: SimpleNamespace(provides=ALL) for name in blueprint.sources}, registry)
-
-
-@pytest.mark.parametrize(
-    "request_", [{"plugins": ["ovt", "duoduo"]}, {"plugins": ["ovt"], "losses": ["mvc_heads.autoencoder=0.1"]}]
-)
-def test_every_refusal_of_the_page_is_what_is_said(request_: dict[str, Any]) -> None:
-    shown = [" ".join(text.split()).removeprefix("error: ") for text in fenced("") if text.startswith("error: ")]
-    with pytest.raises(ConfigError) as caught:
-        settle(request_)
-    assert str(caught.value) in shown
-
-
-def test_what_is_taken_is_said_as_on_the_page() -> None:
-    said = resolved(plugins=["ovt"], losses=["mvc_heads.contrastive=0.1"]).notes
-    page = " ".join(PAGE.split())
-    assert said[0] == "recipe ovt.demo"
-    assert all(note in page for note in said)

@@ -274,8 +274,8 @@ def test_only_the_losses_named_are_kept():
 @pytest.mark.parametrize(
     ("loss", "error", "text"),
     [
-        ("ovt.vc=much", ConfigError, "--loss 'ovt.vc=much': the weight must be a number, as --loss ovt.vc=0.5"),
-        ("ovt.vc=nan", ConfigError, "--loss 'ovt.vc=nan': the weight must be a number"),
+        ("ovt.vc=much", ConfigError, "--loss 'ovt.vc=much': the weight must be a finite number, as --loss ovt.vc=0.5"),
+        ("ovt.vc=nan", ConfigError, "--loss 'ovt.vc=nan': the weight must be a finite number"),
         ("ovt.vcc=0", ConfigError, "--loss ovt.vcc=0: there is no such loss to drop, did you mean 'ovt.vc'? (there"),
         ("ovt.vcc=1", PluginError, "unknown loss 'ovt.vcc', did you mean 'ovt.vc'?"),
         ("nothere.loss", PluginError, "unknown loss 'nothere.loss'"),

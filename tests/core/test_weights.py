@@ -155,8 +155,8 @@ def test_keys_laid_over_a_number_keep_it_and_a_number_replaces_a_schedule() -> N
     ("losses", "text"),
     [
         (["ovt.vc=-1"], "--loss 'ovt.vc=-1': the weight must not be negative; 0 drops the loss"),
-        (["ovt.vc=nan"], "--loss 'ovt.vc=nan': the weight must be a number"),
-        (["ovt.vc=inf"], "--loss 'ovt.vc=inf': the weight must be a number"),
+        (["ovt.vc=nan"], "--loss 'ovt.vc=nan': the weight must be a finite number"),
+        (["ovt.vc=inf"], "--loss 'ovt.vc=inf': the weight must be a finite number"),
         (["ovt.vc=1", "ovt.vc=2"], "--loss ovt.vc=2: ovt.vc was given the weight 1 before; name it once"),
         (["ovt.vc=0", "ovt.vc"], "--loss ovt.vc: ovt.vc was given the weight 0 before; name it once"),
     ],

@@ -61,7 +61,7 @@ OF_224 = ["--set", "data[mine].image_size=224", "--set", "validate.data[seen].im
         (["--set", "optimizer.lr=fast"], "--set: optimizer.lr: input should be a valid number, got 'fast'"),
         (["--set", "optimizer.lr"], "--set 'optimizer.lr': write KEY=VALUE"),
         (["--set", "[x]=1"], "--set '[x]': a key looks like optimizer.lr or 'losses[ovt.vc].margin'"),
-        (["--loss", "ovt.vc=high"], "--loss 'ovt.vc=high': the weight must be a number"),
+        (["--loss", "ovt.vc=high"], "--loss 'ovt.vc=high': the weight must be a finite number"),
         (["--loss", "ovt.vcc"], "unknown loss 'ovt.vcc', did you mean 'ovt.vc'?"),
         (["--seeds", "1,1"], "--seeds '1,1': write different whole numbers, as 0,1,2"),
         (["--seeds", "a"], "--seeds 'a': write different whole numbers"),

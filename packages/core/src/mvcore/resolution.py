@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from mvcore.config_layers import Layers, nested, parse_set, read_yaml, section_of
+from mvcore.config_layers import Layers, nested, parse_set, read_yaml, section_of, shown_value
 from mvcore.encoder_names import encoder_named
 from mvcore.errors import ConfigError
 from mvcore.key_path import show_path
@@ -48,6 +48,53 @@ class Request:
     only_losses: bool = False
     assignments: Sequence[str] = ()
     flags: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Flags(TypedDict, total=False):
+    """The flags of `mvcore train` as Python values.
+
+    Attributes:
+        plugins, recipes: names, as `["ovt", "duoduo"]`; a plugin may be a file, a module or one that was registered.
+        data, validate, encoder: as on the command line.
+        losses: weights of losses to set or add, by id; 0 drops one.
+        only_losses: keep just the losses named.
+        settings: keys and values of `--set`, as `{"run.max_steps": 50}`.
+    """
+
+    plugins: Sequence[str]
+    recipes: Sequence[str]
+    data: str | Path
+    validate: str | Path
+    encoder: str
+    losses: Mapping[str, float]
+    only_losses: bool
+    settings: Mapping[str, Any]
+
+
+def as_request(file: str | Path | None, flags: Flags) -> Request:
+    """What is asked for from Python.
+
+    Raises:
+        ConfigError: a flag that there is not, or one text where a list belongs.
+    """
+    for name, value in flags.items():
+        if name not in Flags.__annotations__:
+            raise ConfigError(f"mvcore.train: unknown {name!r}{did_you_mean(name, Flags.__annotations__)}")
+        if name in ("plugins", "recipes") and isinstance(value, str):
+            raise ConfigError(f"mvcore.train: {name} must be a list; write [{value!r}]")
+        if name in ("losses", "settings") and not isinstance(value, Mapping):
+            raise ConfigError(f"mvcore.train: {name} must be a dict of keys and values")
+    return Request(
+        file=None if file is None else Path(file),
+        plugins=flags.get("plugins", ()),
+        recipes=flags.get("recipes", ()),
+        data=str(flags["data"]) if "data" in flags else None,
+        validate=str(flags["validate"]) if "validate" in flags else None,
+        encoder=flags.get("encoder"),
+        losses=[f"{name}={weight}" for name, weight in flags.get("losses", {}).items()],
+        only_losses=flags.get("only_losses", False),
+        assignments=[f"{key}={shown_value(value)}" for key, value in flags.get("settings", {}).items()],
+    )
 
 
 @dataclass
@@ -102,10 +149,10 @@ def use_plugin(plugin: str, registry: Registry) -> PluginRecord:
     Raises:
         PluginError: there is none, or it cannot be used.
     """
-    if not plugin.endswith(".py") and not set("/.") & set(plugin):
-        return registry.plugin(plugin)
     source = str(Path(plugin).expanduser().resolve()) if plugin.endswith(".py") else plugin
     known = [record for record in registry.records if record.source == source and record.status == "ok"]
+    if not plugin.endswith(".py") and not set("/.") & set(plugin) and (registry.has(plugin) or not known):
+        return registry.plugin(plugin)
     return known[0] if known else registry.load_file(plugin)
 
 
@@ -285,7 +332,7 @@ def _loss_and_weight(text: str, losses: Mapping[str, Any]) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"--loss {text!r}: the weight must be a number, as --loss ovt.vc=0.5")
+        raise ConfigError(f"--loss {text!r}: the weight must be a finite number, as --loss ovt.vc=0.5")
     if value < 0:
         raise ConfigError(f"--loss {text!r}: the weight must not be negative; 0 drops the loss")
     named = [name for name, entry in losses.items() if isinstance(entry, Mapping) and entry.get("id", name) == loss]

@@ -7,17 +7,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rich.console import Console
 
 from mvcore.config import RunConfig
-from mvcore.config_layers import Layers, read_yaml, to_yaml
-from mvcore.errors import Interrupted, MvcoreError
+from mvcore.config_layers import Layers, to_yaml
+from mvcore.errors import ConfigError, Interrupted, MvcoreError
 from mvcore.launching import among_processes
 from mvcore.plugins import load_plugins
 from mvcore.report.figures import draw_training_curves
 from mvcore.report.html import NAME, write_report
+from mvcore.resolution import Flags, as_request, resolve
 from mvcore.run_folder import CONFIG, SEEDS, new_folder, write_text
 from mvcore.running import Rows, Session, open_session, report, run
 from mvcore.training.distributed import rank
@@ -25,12 +26,21 @@ from mvcore.training.ranks import agreed, contact
 from mvcore.training.weights import describe
 
 
-def train(config: RunConfig | Mapping[str, Any] | str | Path, *, seeds: Sequence[int] | None = None) -> Path:
-    """Trains as a configuration says.
+def train(
+    config: RunConfig | Mapping[str, Any] | str | Path | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    **flags: Unpack[Flags],
+) -> Path:
+    """Trains as a configuration says, or as the flags of `mvcore train` do.
+
+        mvcore.train("run.yaml")
+        mvcore.train(plugins=["ovt"], losses={"equivariance.smooth_ap": 0.5}, settings={"run.max_steps": 50})
 
     Args:
         config: a YAML file, the same as nested values, or a validated configuration.
         seeds: runs once a seed and averages; default: the configuration's own seed.
+        flags: see `Flags`; they go with a file or alone.
 
     Returns:
         The run's folder, for `mvcore.load`.
@@ -39,15 +49,17 @@ def train(config: RunConfig | Mapping[str, Any] | str | Path, *, seeds: Sequence
         MvcoreError: what is wrong, in one line.
     """
     with among_processes():
-        layers = Layers()
-        if isinstance(config, RunConfig):
-            layers.merge(config.to_plain(), "mvcore.train")
-        elif isinstance(config, Mapping):
-            layers.merge(config, "mvcore.train")
+        if isinstance(config, (RunConfig, Mapping)):
+            if flags:
+                text = f"mvcore.train: flags ({', '.join(sorted(flags))}) go with a file or alone"
+                raise ConfigError(f"{text}; nested values hold all that there is")
+            layers, notes = Layers(), list[str]()
+            layers.merge(config.to_plain() if isinstance(config, RunConfig) else config, "mvcore.train")
         else:
-            layers.merge(*read_yaml(Path(config)))
+            resolved = resolve(as_request(config, flags), load_plugins())
+            layers, notes = resolved.layers, resolved.notes
         validated = layers.config()
-        return start(validated, layers, (), seeds or [validated.run.seed])
+        return start(validated, layers, notes, seeds or [validated.run.seed])
 
 
 def start(config: RunConfig, layers: Layers, notes: Sequence[str], seeds: Sequence[int]) -> Path:
