@@ -86,7 +86,8 @@ def test_a_marker_goes_where_the_moved_camera_projects_it(name: str, data: st.Da
     expected = move_points(pixel[None, None], placed.matrices())[0, 0]
     assume((0.15 * side < expected).all() and (expected < 0.85 * side).all())  # else a centroid says nothing
     assert np.abs(centroid(moved) - expected).max() < 0.35
-    assert np.abs(centroid(masks.astype(np.float64)) - expected).max() < 0.75
+    # The nearest pixel is taken twice, where the image is fitted and where it is moved: up to half a pixel each.
+    assert np.abs(centroid(masks.astype(np.float64)) - expected).max() < 1
     assert np.array_equal(masks, moved_depth > 0)
     cameras = chain.cameras([(intrinsics, extrinsics)], placed)
     mirrored = np.linalg.det(placed.matrices()[0, :2, :2]) < 0
