@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mvcore.types import ViewBatch
 from mvcore_data import ViewStoreWriter
+from mvcore_data.augmentation import Change
 from mvcore_data.clahe import equalise, equalise_lightness, from_responses, to_responses
 from mvcore_data.options import Augment, ImageOptions
 from mvcore_data.photometric import (
-    Change,
     add_iso_noise,
     add_noise,
     adjust_brightness_contrast,
@@ -58,7 +58,7 @@ def drawn(count: int, side: int, *augment: dict[str, Any], seed: int = 0) -> tup
 def changed(images: Tensor, *augment: dict[str, Any], seed: int = 0) -> Tensor:
     images = images.clone()
     for change in drawn(len(images), images.shape[-1], *augment, seed=seed):
-        images = change.to(images)
+        change.to(images)
     return images
 
 
@@ -335,9 +335,11 @@ def test_a_view_is_changed_by_itself(name: str, layout: torch.memory_format) -> 
     """Neither the batch around it nor how the batch lies in memory makes a difference."""
     images = random_images(0, 9, 21, 21).contiguous(memory_format=layout)
     (change,) = drawn(9, 21, {name: {}})
-    together = change.to(images.clone())
+    together = images.clone()
+    change.to(together)
     for row, values in zip(change.rows, change.values, strict=True):
-        alone = Change(change.apply, np.array([0]), values[None]).to(images[row : row + 1].contiguous())
+        alone = images[row : row + 1].clone(memory_format=torch.contiguous_format)
+        Change(change.apply, np.array([0]), values[None]).to(alone)
         assert torch.equal(alone[0], together[row])
 
 

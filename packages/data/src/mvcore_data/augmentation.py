@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mvcore_data import photometric
-from mvcore_data.options import Augment, ShiftScaleRotate
-from mvcore_data.photometric import Change
+from mvcore_data.options import (
+    Augment,
+    Blur,
+    BrightnessContrast,
+    Clahe,
+    ColourJitter,
+    IsoNoise,
+    Noise,
+    ShiftScaleRotate,
+)
 from mvcore_data.transforms import Matrices, Window
 
+Apply: TypeAlias = Callable[[Tensor, Matrices], Tensor]
+"""Makes (M, 3, S, S) uint8 images of others and of (M, k) drawn values."""
+
 _ASPECT = (3 / 4, 4 / 3)
+_CHANGED_AT_ONCE = 1 << 16
+"""Pixels that are held as floats at a time, or a view's: what fits into a core's cache."""
+
+
+class Change(NamedTuple):
+    """A change of pixels where they are, as drawn: which rows of a batch it changes, and (M, k) values that say how."""
+
+    apply: Apply
+    rows: NDArray[np.intp]
+    values: Matrices
+
+    def to(self, images: Tensor) -> None:
+        """Changes (N, 3, S, S) uint8 images in place."""
+        step = max(1, _CHANGED_AT_ONCE // images[0, 0].numel())
+        for k in range(0, len(self.rows), step):
+            rows = torch.from_numpy(self.rows[k : k + step])
+            images[rows] = self.apply(images[rows], self.values[k : k + step])
 
 
 @dataclass(frozen=True)
@@ -40,7 +72,7 @@ class Augmentation:
 
     def __init__(self, augments: Sequence[Augment]) -> None:
         self._augments = augments
-        self.numbers = sum(_numbers_of(augment) for augment in augments)
+        self.numbers = sum(_NUMBERS[augment.name] for augment in augments)
 
     def __bool__(self) -> bool:
         return bool(self._augments)
@@ -51,12 +83,12 @@ class Augmentation:
         changes: list[Change] = []
         begin = 0
         for augment in self._augments:
-            own = uniform[:, begin : begin + _numbers_of(augment)].T
+            own = uniform[:, begin : begin + _NUMBERS[augment.name]].T
             begin += len(own)
             if augment.random_resized_crop is not None:
                 boxes = _boxes(own, augment.random_resized_crop)
-            elif augment.name not in _NUMBERS:
-                changes.append(photometric.draw(augment, own))
+            elif augment.name in _CHANGES:
+                changes.append(_change(own, augment))
             else:
                 drawn = _move(own, augment)
                 matrices = drawn if matrices is None else drawn @ matrices
@@ -70,12 +102,14 @@ _NUMBERS = {
     "scale": 1,
     "shift_scale_rotate": 5,
     "flip": 1,
+    "colour": 4,
+    "blur": 2,
+    "iso_noise": 4,
+    "noise": 3,
+    "clahe": 2,
+    "brightness_contrast": 3,
 }
-"""How many uniform numbers each geometric transform takes."""
-
-
-def _numbers_of(augment: Augment) -> int:
-    return _NUMBERS.get(augment.name) or photometric.numbers_of(augment.name)
+"""How many uniform numbers each transform takes."""
 
 
 def _between(uniform: Matrices, low: float, high: float) -> Matrices:
@@ -138,3 +172,56 @@ def in_pixels(matrices: Matrices, side: int) -> Matrices:
     scaled = matrices.copy()
     scaled[:, :2, 2] *= side
     return scaled
+
+
+def _change(uniform: Matrices, augment: Augment) -> Change:
+    """The change of N views; the first number says whether there is one, where the transform has a probability."""
+    rows = np.arange(uniform.shape[1])
+    if augment.colour is None:
+        rows = np.flatnonzero(uniform[0] < augment.value.probability)
+        uniform = uniform[1:, rows]
+    apply, values = _CHANGES[augment.name](uniform, augment.value)
+    return Change(apply, rows, np.stack(values, axis=1))
+
+
+def _colours(uniform: Matrices, jitter: ColourJitter) -> tuple[Apply, list[NDArray]]:
+    wide = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    drawn = [middle + w * (2 * u - 1) for middle, w, u in zip((1, 1, 1, 0), wide, uniform, strict=True)]
+    return photometric.jitter_colours, drawn
+
+
+def _blur(uniform: Matrices, options: Blur) -> tuple[Apply, list[NDArray]]:
+    low, high = options.kernel
+    return photometric.blur, [np.floor(_between(uniform[0], low, high + 1)) // 2 * 2 + 1]
+
+
+def _iso_noise(uniform: Matrices, options: IsoNoise) -> tuple[Apply, list[NDArray]]:
+    shift, intensity = _between(uniform[0], *options.colour_shift), _between(uniform[1], *options.intensity)
+    return photometric.add_iso_noise, [shift, intensity, uniform[2]]
+
+
+def _noise(uniform: Matrices, options: Noise) -> tuple[Apply, list[NDArray]]:
+    return photometric.add_noise, [np.sqrt(_between(uniform[0], *options.variance)), uniform[1]]
+
+
+def _clahe(uniform: Matrices, options: Clahe) -> tuple[Apply, list[NDArray]]:
+    return partial(photometric.clahe, tiles=options.tiles), [_between(uniform[0], *options.clip_limit)]
+
+
+def _brightness_contrast(uniform: Matrices, options: BrightnessContrast) -> tuple[Apply, list[NDArray]]:
+    factor = _between(uniform[0], 1 - options.contrast, 1 + options.contrast)
+    return photometric.adjust_brightness_contrast, [
+        factor,
+        _between(uniform[1], -options.brightness, options.brightness),
+    ]
+
+
+_CHANGES = {
+    "colour": _colours,
+    "blur": _blur,
+    "iso_noise": _iso_noise,
+    "noise": _noise,
+    "clahe": _clahe,
+    "brightness_contrast": _brightness_contrast,
+}
+"""What becomes of (numbers, M) uniform numbers in each change."""

@@ -1,4 +1,4 @@
-"""Random changes of pixels where they are: colours, blur, noise and contrast.
+"""Changes of pixels where they are: colours, blur, noise and contrast, by what was drawn for each view.
 
 What albumentations 1.3.1 has too follows its definitions, with two differences: results are rounded where it truncates,
 and its noise comes from generators of its own. Cameras, depth, masks and points stay as they are.
@@ -6,9 +6,7 @@ and its noise comes from generators of its own. Cameras, depth, masks and points
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, NamedTuple, TypeAlias
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,15 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvcore_data.clahe import equalise_lightness
-from mvcore_data.options import Augment, Blur, BrightnessContrast, Clahe, ColourJitter, IsoNoise, Noise
 from mvcore_data.transforms import Matrices
 
-Apply: TypeAlias = Callable[[Tensor, Matrices], Tensor]
-"""Changes (M, 3, S, S) uint8 images by (M, k) drawn values."""
-
 _LUMA = np.array([0.299, 0.587, 0.114])
-_COLOURED_AT_ONCE = 1 << 16
-"""Pixels that are held as floats at a time: what fits into a core's cache."""
 _QUANTILES = 1 << 16
 """Of a table of noise: its values are as likely as each other."""
 _KERNELS = {
@@ -35,90 +27,6 @@ _KERNELS = {
     9: (4, 13, 30, 51, 60, 51, 30, 13, 4),
 }
 """OpenCV's small kernels, which are not quite Gaussian."""
-
-
-class Change(NamedTuple):
-    """A change as it was drawn: which rows of a batch it changes, and (M, k) values that say how."""
-
-    apply: Apply
-    rows: NDArray[np.intp]
-    values: Matrices
-
-    def to(self, images: Tensor) -> Tensor:
-        """Changes (N, 3, S, S) uint8 images in place where not all rows are changed."""
-        if len(self.rows) == len(images):
-            return self.apply(images, self.values)
-        if len(self.rows):
-            rows = torch.from_numpy(self.rows)
-            images[rows] = self.apply(images[rows], self.values)
-        return images
-
-
-class _Kind(NamedTuple):
-    """How many uniform numbers a change takes beside its probability's, and what becomes of (numbers, M) of them."""
-
-    numbers: int
-    draw: Callable[[Matrices, Any], tuple[Apply, list[NDArray]]]
-
-
-def numbers_of(name: str) -> int:
-    """How many uniform numbers a change takes: all but `colour` have a probability."""
-    return _KINDS[name].numbers + (name != "colour")
-
-
-def draw(augment: Augment, uniform: Matrices) -> Change:
-    """The change of N views from (numbers, N) uniform numbers in [0, 1)."""
-    kind, options = _KINDS[augment.name], augment.value
-    rows = np.arange(uniform.shape[1])
-    if len(uniform) > kind.numbers:
-        rows = np.flatnonzero(uniform[-1] < options.probability)
-    apply, values = kind.draw(uniform[: kind.numbers, rows], options)
-    return Change(apply, rows, np.stack(values, axis=1))
-
-
-def _between(uniform: NDArray, limits: tuple[float, float]) -> NDArray:
-    return limits[0] + uniform * (limits[1] - limits[0])
-
-
-def _draw_colours(uniform: Matrices, jitter: ColourJitter) -> tuple[Apply, list[NDArray]]:
-    wide = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-    middle = (1, 1, 1, 0)
-    return jitter_colours, [m + w * (2 * u - 1) for m, w, u in zip(middle, wide, uniform, strict=True)]
-
-
-def _draw_blur(uniform: Matrices, options: Blur) -> tuple[Apply, list[NDArray]]:
-    low, high = options.kernel
-    return blur, [np.floor(_between(uniform[0], (low, high + 1))) // 2 * 2 + 1]
-
-
-def _draw_iso_noise(uniform: Matrices, options: IsoNoise) -> tuple[Apply, list[NDArray]]:
-    shift, intensity = _between(uniform[0], options.colour_shift), _between(uniform[1], options.intensity)
-    return add_iso_noise, [shift, intensity, uniform[2]]
-
-
-def _draw_noise(uniform: Matrices, options: Noise) -> tuple[Apply, list[NDArray]]:
-    return add_noise, [np.sqrt(_between(uniform[0], options.variance)), uniform[1]]
-
-
-def _draw_clahe(uniform: Matrices, options: Clahe) -> tuple[Apply, list[NDArray]]:
-    return partial(clahe, tiles=options.tiles), [_between(uniform[0], options.clip_limit)]
-
-
-def _draw_brightness_contrast(uniform: Matrices, options: BrightnessContrast) -> tuple[Apply, list[NDArray]]:
-    return adjust_brightness_contrast, [
-        1 + options.contrast * (2 * uniform[0] - 1),
-        options.brightness * (2 * uniform[1] - 1),
-    ]
-
-
-_KINDS = {
-    "colour": _Kind(4, _draw_colours),
-    "blur": _Kind(1, _draw_blur),
-    "iso_noise": _Kind(3, _draw_iso_noise),
-    "noise": _Kind(2, _draw_noise),
-    "clahe": _Kind(1, _draw_clahe),
-    "brightness_contrast": _Kind(2, _draw_brightness_contrast),
-}
 
 
 def jitter_colours(images: Tensor, colours: Matrices) -> Tensor:
@@ -138,14 +46,9 @@ def jitter_colours(images: Tensor, colours: Matrices) -> Tensor:
     linear = torch.from_numpy(_hue_matrices(hue) @ saturate * (brightness * contrast)[:, None, None]).float()
     lift = torch.from_numpy((1 - contrast) * brightness).float()
     luma = torch.from_numpy(_LUMA).float()
-    step = max(1, _COLOURED_AT_ONCE // (images.shape[2] * images.shape[3]))
-    parts: list[Tensor] = []
-    for k in range(0, len(images), step):
-        pixels = images[k : k + step].flatten(2).float()
-        grey = lift[k : k + step] * (pixels.mean(dim=2) @ luma)
-        pixels = torch.baddbmm(grey[:, None, None], linear[k : k + step], pixels)
-        parts.append(_rounded(pixels).reshape(images[k : k + step].shape))
-    return torch.cat(parts)
+    pixels = images.flatten(2).float()
+    grey = lift * (pixels.mean(dim=2) @ luma)
+    return _rounded(torch.baddbmm(grey[:, None, None], linear, pixels)).reshape(images.shape)
 
 
 def _hue_matrices(turns: Matrices) -> Matrices:

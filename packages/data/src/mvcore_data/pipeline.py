@@ -12,9 +12,8 @@ from mvcore.api import Cameras, Tracks
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvcore_data.augmentation import Augmentation, crop_window, in_pixels
+from mvcore_data.augmentation import Augmentation, Change, crop_window, in_pixels
 from mvcore_data.options import ImageOptions
-from mvcore_data.photometric import Change
 from mvcore_data.tracks import Tracks as StoredTracks
 from mvcore_data.transforms import (
     Fit,
@@ -108,7 +107,7 @@ class Pipeline:
         if placed.moves is not None:
             images = warp(images, placed.moves, self._fill)
         for change in placed.changes:
-            images = change.to(images)
+            change.to(images)
         return images
 
     def with_background(self, images: Tensor, shown: Tensor) -> Tensor:
