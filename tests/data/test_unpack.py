@@ -25,6 +25,7 @@ from mvcore_data.exporters.base import safe_name
 from mvcore_data.exporters.webdataset import WebDatasetExporter
 from mvcore_data.packing import pack
 from mvcore_data.split import split_store
+from mvcore_data.tracks import RECORD
 from mvcore_data.unpack import unpack
 from PIL import Image
 
@@ -58,6 +59,14 @@ def camera(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return intrinsics, world_to_camera
 
 
+def tracks(k: int, v: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some of object k's nine points of space, and where its view v shows them."""
+    places = np.random.default_rng(k).normal(size=(9, 3))
+    rng = np.random.default_rng([k, v])
+    ids = rng.permutation(9)[:5]
+    return rng.uniform(0, 1, (5, 2)) * size[::-1], ids, places[ids]
+
+
 def write_store(path: Path, ids: list[str], **writer: Any) -> Path:
     """Objects of every kind: with and without cameras, depth, masks, captions of odd shapes, licences."""
     rng = np.random.default_rng(0)
@@ -74,6 +83,7 @@ def write_store(path: Path, ids: list[str], **writer: Any) -> Path:
                 cameras=[camera(rng) if (k + v) % 3 else None for v in range(n)],
                 depth=[rng.uniform(0, 7, size) * (rng.random(size) < 0.7) if (k + v) % 2 else None for v in range(n)],
                 masks=[rng.random(size) < 0.5 if (k + v) % 4 else None for v in range(n)],
+                tracks=[tracks(k, v, size) if (k + v) % 3 else None for v in range(n)],
                 category=(None, "cup", "jug")[k % 3],
                 licence=("CC-BY-4.0", None, "by-nc", "CC0-1.0")[k % 4],
                 source=("objaverse", None)[k % 2],
@@ -95,6 +105,7 @@ def contents(path: Path) -> dict[str, Any]:
                     "camera": camera and [matrix.tolist() for matrix in camera],
                     "mask": None if (mask := store.mask(v)) is None else mask.tolist(),
                     "depth": None if (depth := store.encoded_depth(v)) is None else depth[0],
+                    "tracks": store.encoded_tracks(v),
                 }
                 for v in store.views_of(i)
                 for camera in [store.camera(v)]
@@ -102,6 +113,11 @@ def contents(path: Path) -> dict[str, Any]:
             names = (store.category(i), store.licence(i), store.source(i), store.creator(i))
             found[name] = {"views": views, "captions": store.captions(i), "names": names}
     return found
+
+
+def records(file: bytes | None) -> bytes | None:
+    """What a file of tracks holds."""
+    return None if file is None else np.load(io.BytesIO(file), allow_pickle=False).tobytes()
 
 
 def scales(path: Path) -> dict[str, list[float]]:
@@ -188,6 +204,9 @@ def test_masks_and_depth_of_a_users_own_folder(tmp_path: Path) -> None:
         ({"depth": {"a.jpg": {"file": "/etc/passwd", "scale": 1.0}}}, "names the image '/etc/passwd'"),
         ({"depth": {"a.jpg": {"file": "m.png", "scale": 0}}}, "depth.a.jpg.scale: input should be greater than 0"),
         ({"depth": {"a.jpg": "m.png"}}, "depth.a.jpg"),
+        ({"tracks": {"a.jpg": "../a.npy"}}, "names the tracks '../a.npy', which are not in the folder"),
+        ({"tracks": {"a.jpg": "m.png"}}, "names the tracks 'm.png', which are not in the folder"),
+        ({"tracks": {"b.jpg": "t.npy"}}, "names the image 'b.jpg', which is not in the folder"),
     ],
 )
 def test_metadata_that_names_other_files_is_refused(tmp_path: Path, metadata: dict[str, Any], words: str) -> None:
@@ -200,6 +219,47 @@ def test_metadata_that_names_other_files_is_refused(tmp_path: Path, metadata: di
     with pytest.raises(DataError, match=r"metadata.json") as error:
         pack(tmp_path / "src", tmp_path / "store")
     assert words in str(error.value)
+
+
+def huge() -> bytes:
+    """A file whose header promises 10^15 records."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.lib.format.dtype_to_descr(RECORD), "fortran_order": False, "shape": (10**15,)}
+    )
+    return buffer.getvalue() + bytes(280)
+
+
+def saved(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=array.dtype == object)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "cannot be read as tracks"),
+        (b"PK\x03\x04 no archive", "cannot be read as tracks"),
+        (huge(), "cannot be read as tracks"),
+        (saved(np.array([{"a": 1}], object)), "cannot be read as tracks"),
+        (saved(np.zeros((3, 6))), "holds no tracks"),
+        (saved(np.zeros((2, 2), RECORD)), "holds no tracks"),
+        (saved(np.array([((9, 1), (0, 0, 0), 1)], RECORD)), "a point outside of the image"),
+        (saved(np.array([((1, 1), (np.nan, 0, 0), 1)], RECORD)), "a number that is not finite"),
+        (saved(np.zeros(2, RECORD)), "an id twice"),
+    ],
+)
+def test_a_file_that_holds_no_tracks_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
+    folder = tmp_path / "src/cup"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(encoded(np.random.default_rng(0), "JPEG", (4, 6)))
+    (folder / "t.npy").write_bytes(data)
+    (folder / "metadata.json").write_text(json.dumps({"tracks": {"a.jpg": "t.npy"}}))
+    with pytest.raises(DataError, match=words) as error:
+        pack(tmp_path / "src", tmp_path / "store")
+    assert "cup" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_mask_of_another_size_leaves_its_view_out(tmp_path: Path) -> None:
@@ -259,6 +319,7 @@ def test_webdataset_samples_are_objects(store: Path, tmp_path: Path) -> None:
             shown = view["camera"] and [view["camera"][key] for key in ("intrinsics", "world_to_camera")]
             assert shown == stored["camera"]
             assert sample.get(view.get("depth")) == stored["depth"]
+            assert records(sample.get(view.get("tracks"))) == stored["tracks"]
             mask = sample.get(view.get("mask"))
             assert (mask and (np.asarray(Image.open(io.BytesIO(mask))) > 0).tolist()) == stored["mask"]
     assert not wanted
@@ -279,6 +340,7 @@ def test_webdataset_samples_are_views(store: Path, tmp_path: Path) -> None:
         texts = [*stored["captions"], *item["captions"]]
         assert sample.get("txt") == (texts[0].encode() if texts else None)
         assert sample.get("depth.png") == stored["depth"]
+        assert records(sample.get("tracks.npy")) == stored["tracks"]
         assert ("depth_scale" in meta) == (stored["depth"] is not None)
 
 

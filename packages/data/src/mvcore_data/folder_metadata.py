@@ -32,8 +32,8 @@ class DepthFile(Options):
 class ObjectMetadata(Options):
     """What an object's `metadata.json` may hold.
 
-    `view_captions`, `masks` (a grey image file, non-zero = object) and `depth` go by an image's file name; `id` stands
-    in the place of the folder's name.
+    `view_captions`, `masks` (a grey image file, non-zero = object), `depth` and `tracks` (a `.npy` file of records) go
+    by an image's file name; `id` stands in the place of the folder's name.
     """
 
     id: str | None = None
@@ -45,6 +45,7 @@ class ObjectMetadata(Options):
     creator: str | None = None
     masks: dict[str, str] = Field(default={})
     depth: dict[str, DepthFile] = Field(default={})
+    tracks: dict[str, str] = Field(default={})
 
     @property
     def beside(self) -> set[str]:
@@ -75,18 +76,22 @@ def read_captions(folder: Path) -> list[str]:
     return texts
 
 
-def read_metadata(folder: Path, images: Collection[str]) -> ObjectMetadata:
+def read_metadata(folder: Path, images: Collection[str], others: Collection[str] = ()) -> ObjectMetadata:
     """The folder's metadata; empty where there is none.
 
     Args:
         folder: of the object.
         images: the image files in it, those of masks and depth among them.
+        others: the other files in it.
 
     Raises:
-        DataError: not JSON, an unknown or wrong key, or what it says is of an image, or in one, that is not there.
+        DataError: not JSON, an unknown or wrong key, or what it says is of an image, or in a file, that is not there.
     """
     path = folder / METADATA_FILE
-    return _validated(ObjectMetadata, _read_json(path), path, images, _named)
+    metadata: ObjectMetadata = _validated(ObjectMetadata, _read_json(path), path, images, _named)
+    if missing := next((name for name in metadata.tracks.values() if name not in others), None):
+        raise DataError(f"{path}: names the tracks {missing!r}, which are not in the folder")
+    return metadata
 
 
 def is_card(path: Path) -> bool:
@@ -109,7 +114,7 @@ def read_cameras(folder: Path, images: Collection[str]) -> dict[str, Matrices]:
 
 
 def _named(metadata: ObjectMetadata) -> list[str]:
-    return [*metadata.view_captions, *metadata.masks, *metadata.depth, *sorted(metadata.beside)]
+    return [*metadata.view_captions, *metadata.masks, *metadata.depth, *metadata.tracks, *sorted(metadata.beside)]
 
 
 def _validated(model: Any, value: Any, path: Path, images: Collection[str], named: Callable[[Any], Any]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from mvcore_data.store import ViewStore
+from mvcore_data.tracks_file import tracks_file
 
 SUFFIXES = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 """File suffixes by codec."""
@@ -29,6 +30,7 @@ class ExportView:
         camera: `intrinsics` (3, 3) and `world_to_camera` (4, 4) as lists, or None.
         depth: the stored 16-bit PNG and its scale, or None.
         mask: the stored PNG, or None.
+        tracks: the points of space that it shows, as a `.npy` file, or None.
     """
 
     image: bytes
@@ -37,6 +39,7 @@ class ExportView:
     camera: dict[str, Any] | None
     depth: tuple[bytes, float] | None
     mask: bytes | None
+    tracks: bytes | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def read_object(store: ViewStore, i: int) -> ExportObject:
 
 
 def _read_view(store: ViewStore, v: int) -> ExportView:
-    camera = store.camera(v)
+    camera, tracks = store.camera(v), store.encoded_tracks(v)
     return ExportView(
         image=store.encoded(v),
         suffix=SUFFIXES[store.codec(v)],
@@ -92,6 +95,7 @@ def _read_view(store: ViewStore, v: int) -> ExportView:
         camera=camera and {"intrinsics": camera[0].tolist(), "world_to_camera": camera[1].tolist()},
         depth=store.encoded_depth(v),
         mask=store.encoded_mask(v),
+        tracks=None if tracks is None else tracks_file(tracks),
     )
 
 

@@ -48,6 +48,9 @@ class FolderExporter:
             if view.depth is not None:
                 write_file(folder / f"depth_{digits}.png", view.depth[0])
                 metadata.setdefault("depth", {})[name] = {"file": f"depth_{digits}.png", "scale": view.depth[1]}
+            if view.tracks is not None:
+                write_file(folder / f"tracks_{digits}.npy", view.tracks)
+                metadata.setdefault("tracks", {})[name] = f"tracks_{digits}.npy"
         if metadata:
             write_file(folder / METADATA_FILE, json.dumps(metadata, ensure_ascii=False, indent=1))
         if cameras:

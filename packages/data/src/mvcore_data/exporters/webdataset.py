@@ -83,6 +83,9 @@ def _object_files(item: ExportObject, key: str) -> Iterator[File]:
         if view.depth is not None:
             record |= {"depth": f"{digits}.depth.png", "depth_scale": view.depth[1]}
             yield f"{key}.{digits}.depth.png", view.depth[0]
+        if view.tracks is not None:
+            record["tracks"] = f"{digits}.tracks.npy"
+            yield f"{key}.{digits}.tracks.npy", view.tracks
         views.append(record)
     yield f"{key}.json", _json({"id": item.id, **item.names, "captions": item.captions, "views": views})
 
@@ -103,6 +106,8 @@ def _view_files(item: ExportObject, k: int, view: ExportView, key: str) -> Itera
     if view.depth is not None:
         record["depth_scale"] = view.depth[1]
         yield f"{key}.depth.png", view.depth[0]
+    if view.tracks is not None:
+        yield f"{key}.tracks.npy", view.tracks
     if texts := [*view.captions, *item.captions]:
         yield f"{key}.txt", texts[0].encode()
     yield f"{key}.json", _json(record)

@@ -25,6 +25,7 @@ from mvcore_data.importers.base import Format, Skipped, Source, SourceObject, So
 from mvcore_data.importers.listing import is_image, list_folder
 from mvcore_data.importers.numbered import folder_names
 from mvcore_data.importers.scene_files import LEAVES, deep_values, mask_values
+from mvcore_data.tracks_file import read_tracks_file
 
 _BESIDE = frozenset({*CAPTION_FILES, METADATA_FILE, CAMERAS_FILE})
 _LOOKED_AT = 50
@@ -71,14 +72,14 @@ def _object(
     path: Path, name: str, category: str | None, files: list[Path], outside: list[Path], skipped: Skipped
 ) -> Iterator[SourceObject]:
     images = [file for file in files if is_image(file)]
-    for file in files:
-        if not is_image(file) and file.name not in _BESIDE:
-            skipped.add(f"not a JPEG, PNG or WebP file ({file.suffix or 'no suffix'})", file)
+    others = {file.name for file in files} - {image.name for image in images}
+    metadata = read_metadata(path, {image.name for image in images}, others) if images else ObjectMetadata()
+    for name in sorted(others - _BESIDE - set(metadata.tracks.values())):
+        skipped.add(f"not a JPEG, PNG or WebP file ({Path(name).suffix or 'no suffix'})", path / name)
     _skip(outside, LEAVES, skipped)
     if not images:
         skipped.add("no images in the folder", path)
         return
-    metadata = read_metadata(path, {image.name for image in images})
     images = [image for image in images if image.name not in metadata.beside]
     cameras = read_cameras(path, {image.name for image in images})
     yield SourceObject(
@@ -95,6 +96,7 @@ def _object(
 
 def _view(image: Path, metadata: ObjectMetadata, camera: Matrices | None) -> SourceView:
     mask, depth = metadata.masks.get(image.name), metadata.depth.get(image.name)
+    tracks = metadata.tracks.get(image.name)
     return SourceView(
         name=str(image),
         read=file_reader(image),
@@ -102,6 +104,7 @@ def _view(image: Path, metadata: ObjectMetadata, camera: Matrices | None) -> Sou
         camera=camera,
         depth=None if depth is None else partial(_depth, image.with_name(depth.file), depth.scale),
         mask=None if mask is None else partial(mask_values, image.with_name(mask)),
+        tracks=None if tracks is None else read_tracks_file(image.with_name(tracks)),
     )
 
 
