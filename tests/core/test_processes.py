@@ -18,7 +18,7 @@ import pytest
 import yaml
 from mvcore.checkpoint import WEIGHTS, load_weights
 from mvcore.errors import ConfigError
-from mvcore.launching import World, launch, world
+from mvcore.launching import World, among_processes, launch, world
 from mvcore.run_folder import checkpoint_of
 
 if TYPE_CHECKING:
@@ -178,6 +178,18 @@ def test_without_processes_beside_it_is_alone() -> None:
 def test_an_environment_that_makes_no_sense_is_refused(environment: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         world(environment)
+
+
+def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in TORCH.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match=r"process 5 of 8 could not meet the others: .*MASTER_ADDR"),
+        among_processes(),
+    ):
+        pass
 
 
 @pytest.mark.process

@@ -19,7 +19,7 @@ from mvcore.errors import ConfigError
 
 LIFELINE = "MVCORE_LIFELINE"
 """Names the pipe whose other end `launch` holds: when that is closed, the program that started this one is gone."""
-_GRACE = 30.0
+_GRACE = 15.0
 """Seconds that the other processes have to end by themselves, once one has failed."""
 
 
@@ -89,7 +89,7 @@ def must_launch(devices: int | str) -> bool:
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Runs this program with the same arguments in several processes and returns the exit code of them all.
 
-    Signals are passed on to each. When one process fails, the others are given time to notice and then ended.
+    Signals are passed on. When one process fails, the others are given time to notice and then ended.
     """
     reader, writer = os.pipe()
     common = _environment(processes, reader)
@@ -126,12 +126,12 @@ def _environment(processes: int, reader: int) -> dict[str, str]:
 
 @contextmanager
 def _passing_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Passes Ctrl-C and SIGTERM on to the children; yields those that came."""
+    """Passes Ctrl-C and SIGTERM on to the first child, which stops the others with it; yields those that came."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for child in children:
+        for child in children[:1]:
             with suppress(ProcessLookupError):
                 child.send_signal(number)
 
@@ -171,9 +171,9 @@ def _exit_code(children: Sequence[subprocess.Popen[bytes]], failed: int | None, 
         # The first process can no longer say anything, and the others have nobody to ask whether to speak.
         print(f"error: process 0 of {len(codes)} {_ended_by(-codes[0])}", file=sys.stderr)
     said = [code for code in codes if code > 0]
-    if said:
-        return 130 if 130 in said else said[0]
-    return 128 + received[-1] if received else 2
+    if received:
+        return 130 if 130 in said else 128 + received[-1]
+    return 130 if 130 in said else (said or [2])[0]
 
 
 def _ended_by(number: int) -> str:

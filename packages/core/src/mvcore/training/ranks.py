@@ -40,11 +40,18 @@ def joined(here: World) -> Iterator[None]:
     """Makes this process one of several that run what is inside, each on its own part of every batch.
 
     Only the first one prints. An error is said by the process that meets it first, in one line, and ends all.
+
+    Raises:
+        ConfigError: the others cannot be found.
     """
     if here.starter == "srun":
         _name_meeting_place(here)
     _watch_lifeline()
-    store, _, _ = next(iter(rendezvous("env://", here.rank, here.size)))
+    try:
+        store, _, _ = next(iter(rendezvous("env://", here.rank, here.size)))
+    except (RuntimeError, ValueError) as error:
+        text = f"process {here.rank} of {here.size} could not meet the others: {str(error).splitlines()[0]}"
+        raise ConfigError(f"{text}; set MASTER_ADDR and MASTER_PORT to a free port of the first machine") from error
     store = dist.PrefixStore(f"mvcore-{next(_meetings)}", store)  # pyright: ignore[reportPrivateImportUsage]
     with _one_voice(store), _hushed(here.rank > 0):
         if torch.cuda.is_available() and here.local_rank < torch.cuda.device_count():
