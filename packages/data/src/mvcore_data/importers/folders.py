@@ -74,8 +74,10 @@ def _object(
     images = [file for file in files if is_image(file)]
     others = {file.name for file in files} - {image.name for image in images}
     metadata = read_metadata(path, {image.name for image in images}, others) if images else ObjectMetadata()
-    for name in sorted(others - _BESIDE - set(metadata.tracks.values())):
-        skipped.add(f"not a JPEG, PNG or WebP file ({Path(name).suffix or 'no suffix'})", path / name)
+    others -= _BESIDE | set(metadata.tracks.values())
+    for file in files:
+        if file.name in others:
+            skipped.add(f"not a JPEG, PNG or WebP file ({file.suffix or 'no suffix'})", file)
     _skip(outside, LEAVES, skipped)
     if not images:
         skipped.add("no images in the folder", path)
