@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 _KINDS = {"b1": "?", "u1": "u1", "i4": "i4", "i8": "i8", "f4": "f4", "f8": "f8"}
 
 
+class _RefusedError(ValueError):
+    """What a file holds that it must not."""
+
+
 class _Type:
     """Stands for `numpy.dtype`."""
 
@@ -31,7 +35,7 @@ class _Type:
     def made(self) -> np.dtype[Any]:
         code = self.code if isinstance(self.code, str) else ""
         if code not in _KINDS:
-            raise ValueError(f"arrays of type {self.code!r}")
+            raise _RefusedError(f"arrays of type {self.code!r}")
         return np.dtype(_KINDS[code]).newbyteorder(self.order)  # type: ignore[call-overload]
 
 
@@ -49,7 +53,7 @@ class _Array:
         shape, kind, fortran, raw = self.state
         raw = raw.made() if isinstance(raw, _Bytes) else raw
         if not isinstance(kind, _Type) or not isinstance(raw, (bytes, bytearray)):
-            raise ValueError("arrays of objects")
+            raise _RefusedError("arrays of objects")
         return np.frombuffer(raw, kind.made()).reshape(shape, order="F" if fortran else "C")
 
 
@@ -93,7 +97,7 @@ for _core in ("numpy.core", "numpy._core"):
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # pyright: ignore[reportAttributeAccessIssue]
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _NAMES:
-            raise ValueError(f"the name {module}.{name}")
+            raise _RefusedError(f"the name {module}.{name}")
         return _NAMES[module, name]
 
 
@@ -110,10 +114,12 @@ def read_pickle(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
     except MemoryError:
         raise
-    except Exception as error:
+    except _RefusedError as error:
         raise DataError(
             f"{path}: must be a pickle of dictionaries, lists and arrays of numbers; it holds {error}"
         ) from None
+    except Exception:
+        raise DataError(f"{path}: is no pickle, or a damaged one; download it again") from None
 
 
 def _made(value: Any) -> Any:
@@ -126,4 +132,4 @@ def _made(value: Any) -> Any:
         return [_made(each) for each in value]
     if value is None or isinstance(value, (str, bytes, bool, int, float)):
         return value
-    raise ValueError(f"a {type(value).__name__}")
+    raise _RefusedError(f"a {type(value).__name__}")
