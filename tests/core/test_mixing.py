@@ -206,6 +206,17 @@ def test_a_source_that_fits_loads_what_is_needed_and_no_other_is_added(shapes: N
     assert found.notes == ["source objects loads depth: shapes.far needs it"]
 
 
+def test_a_source_that_leaves_captions_out_is_told_to_load_them(shapes: None, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(BASE.replace("batch_size: 5", "captions: none").replace("core.itc", "shapes.whole"))
+    found = resolved(file=path, losses=["core.itc"])
+    assert found.layers.config().data["objects"].args["captions"] == "all"
+    assert "source objects loads captions: core.itc needs it" in found.notes
+    frontal = "captions: none}\n  frontal: {id: data.views, path: store}"
+    path.write_text(path.read_text().replace("captions: none}", frontal))
+    assert configured(file=path, losses=["core.itc"]).data["objects"].args["captions"] == "none"
+
+
 def test_a_source_that_was_added_follows_the_run_to_other_data(shapes: None, file: Path) -> None:
     there = ["data[objects].path=elsewhere", "data[shapes.objects].split=test"]
     config = configured(file=file, losses=["shapes.pairs"], assignments=there)

@@ -172,18 +172,23 @@ class PullIn:
     def _draws(self, entry: Mapping[str, Any]) -> bool:
         return self.loss.spec.sampling in ("any", entry.get("sampling", "objects"))
 
-    def _off(self, entry: Mapping[str, Any], needs: frozenset[str]) -> list[str]:
-        """The needed fields that the source's dataset would load if it were told to."""
+    def _off(self, entry: Mapping[str, Any], needs: frozenset[str]) -> dict[str, Any]:
+        """The needed fields that the source's dataset would load if it were told to, and what tells it."""
         registered = self.registry.specs("dataset").get(entry.get("id", ""))
         model = build.options_model(registered) if registered is not None else None
         fields = model.model_fields if model is not None else {}
-        # A switch is on or off, or says more than on: it is off where nothing is said.
-        off = {name for name, info in fields.items() if info.default is False and not entry.get(name)}
-        return sorted(needs & BATCH_FIELDS & off)
+        off: dict[str, Any] = {}
+        for name, info in sorted(fields.items()):
+            # A switch is on or off, or says more than on: it is off where nothing is said.
+            if info.default is False and not entry.get(name):
+                off[name] = True
+            elif entry.get(name) == "none" and info.default != "none":
+                off[name] = info.default
+        return {name: value for name, value in off.items() if name in needs & BATCH_FIELDS}
 
-    def _switch_on(self, name: str, fields: list[str]) -> None:
-        for field in fields:
-            self.layers.merge({"data": {name: {field: True}}}, f"for {self.loss.id}")
+    def _switch_on(self, name: str, fields: Mapping[str, Any]) -> None:
+        for field, value in fields.items():
+            self.layers.merge({"data": {name: {field: value}}}, f"for {self.loss.id}")
             self.notes.append(f"source {name} loads {field}: {self.loss.id} needs it")
 
     def _let_read(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -208,7 +213,7 @@ class PullIn:
             origin = f"recipe {self.recipe_id} on the data of source {base}"
         name = name if name not in sources else f"{self.loss.plugin}.{name}"
         entry = {key: value for key, value in entry.items() if key not in _OF_THE_STORE}
-        entry |= dict.fromkeys(self._off(entry, needs), True) | {"readers": self.readers}
+        entry |= self._off(entry, needs) | {"readers": self.readers}
         self.layers.merge({"data": {name: entry}}, f"{origin}, for {self.loss.id}")
         self.follows[name] = base
         self.notes.append(f"source {name} from {origin}: {self.loss.id} needs sampling: {sampling}")
