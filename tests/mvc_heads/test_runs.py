@@ -298,6 +298,17 @@ def test_a26_the_cache_says_what_made_it_and_another_models_is_refused(lab: Lab,
         run(lab.session(values), tmp_path / "run", "{}", quiet())
 
 
+def test_sources_with_vectors_of_two_models_are_refused(lab: Lab, tmp_path: Path) -> None:
+    from conftest import Cone, write_store
+
+    cone = Cone(10, VIEWS, WIDTH)
+    cone.key |= {"architecture_sha256": "1" * 64, "model": {"id": "another"}}
+    other = write_store(tmp_path / "other", cone)
+    values = lab.values("object-paper", validate={"data": {"all": {"path": str(other)}}})
+    with pytest.raises(DataError, match=r"model is another\(\) there and made-up\(\) here; architecture_sha256 is 1"):
+        run(lab.session(values), tmp_path / "run", "{}", quiet())
+
+
 def test_a26_views_without_vectors_are_found_before_anything_trains(lab: Lab, tmp_path: Path) -> None:
     store = Path(shutil.copytree(lab.store, tmp_path / "store"))
     next((store / "embeddings/clip").glob("*.safetensors")).unlink()

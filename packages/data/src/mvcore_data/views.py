@@ -286,6 +286,11 @@ class Views:
         """
         self._cache_or_fault(tag).require(model)
 
+    def stored_model(self, tag: str) -> dict[str, Any]:
+        """What of the vectors' key is their model's, for `check_stored` of another source; empty of imported ones."""
+        key = self._cache_or_fault(tag).key
+        return {name: key[name] for name in ("model", "architecture_sha256", "weights_sha256") if name in key}
+
     def _cache_of(self, tag: str) -> EmbeddingCache | None:
         if tag in self._stored:
             return self._stored[tag]

@@ -99,6 +99,8 @@ class StoredFeatures(Backbone):
                     )
             if widths:
                 source.check_stored(self.tag, key)
+                # Sources that say what made their vectors are held to the first one's model.
+                key = key or getattr(source, "stored_model", lambda tag: {})(self.tag)
             if "text" in widths:
                 self._stored_texts.append(source.stored_texts(self.tag, key))
 
