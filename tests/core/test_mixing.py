@@ -127,6 +127,25 @@ def test_an_added_loss_brings_the_adapter_of_a_feature_that_the_run_lacks(shapes
     assert "    size: 7  # recipe shapes.paper, for shapes.whole" in printed
 
 
+def test_an_added_loss_has_the_options_of_the_recipe_that_it_comes_from() -> None:
+    name = "equivariance.smooth_ap"
+    found = resolved(plugins=["ovt"], losses=[f"{name}=0.5"])
+    part = found.layers.config().losses[name]
+    assert (part.weight, part.args) == (0.5, {"points": 256})
+    assert f"loss {name} as in recipe equivariance.demo: points: 256" in found.notes
+    paper = configured(plugins=["ovt"], recipes=["released"], data="store", losses=[name]).losses[name]
+    assert paper.args["sampling"] == "released"
+    own = configured(plugins=["ovt"], losses=[name], assignments=[f"losses[{name}].points=9"]).losses[name]
+    assert own.args == {"points": 9}
+
+
+def test_a_loss_that_the_run_has_keeps_its_options(file: Path) -> None:
+    name = "equivariance.smooth_ap"
+    file.write_text(BASE.replace("losses: {core.itc: {}}", f"losses: {{core.itc: {{}}, {name}: {{points: 9}}}}"))
+    part = configured(file=file, losses=[f"{name}=0.5"]).losses[name]
+    assert (part.weight, part.args) == (0.5, {"points": 9})
+
+
 def test_what_an_adapter_needs_comes_too_in_the_recipes_order(shapes: None, file: Path) -> None:
     found = resolved(file=file, losses=["shapes.deep", "shapes.whole"])
     assert list(found.layers.config().adapters) == ["shapes.head", "shapes.deep", "shapes.cross"]
@@ -166,8 +185,10 @@ def test_what_would_replace_a_feature_of_the_run_is_not_taken_and_the_refusal_sa
 def test_a_head_of_the_losss_recipe_that_is_left_out_is_told(file: Path) -> None:
     found = resolved(file=file, losses=["mvc_heads.contrastive=0.1"])
     assert found.notes == [
+        "loss mvc_heads.contrastive as in recipe mvc_heads.contrastive-paper: similarity_weight: 0.5, normalise: mean, "
+        "cross_pairs: figure",
         "adapter mvc_heads.mlp of recipe mvc_heads.contrastive-paper is not taken: the run has view, which it would "
-        "replace for every loss (to have it: --set 'adapters[mvc_heads.mlp]={}')"
+        "replace for every loss (to have it: --set 'adapters[mvc_heads.mlp]={}')",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a loss that is added to a run brings with it: adapters, trainers and a source that supply what the run lacks.
+"""What a loss that is added to a run brings: its options, and adapters, trainers and a source that the run lacks.
 
 Nothing is taken that the run has already, and nothing that would replace a feature that others read.
 """
@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mvcore import build
-from mvcore.config import Part, SourcePart, gathered
-from mvcore.config_layers import Layers, read_yaml, section_of
+from mvcore.config import LossPart, Part, SourcePart, gathered
+from mvcore.config_layers import Layers, read_yaml, section_of, shown_value
 from mvcore.errors import MvcoreError
 from mvcore.key_path import show_path
 from mvcore.plugins import Registered, Registry, recipe_path
@@ -27,12 +27,13 @@ _KINDS = {"encoder": "encoder", "adapters": "encoder", "trainers": "trainer", "l
 class PullIn:
     """Adds to a run what an added loss needs and the run lacks.
 
-    Adapters and trainers come from its plugin's recipe, as that has them; without one, from the plugins' specs, where
-    only one part supplies the need. A source comes from the recipe too, but lies on the run's own data.
+    Its options, adapters and trainers come from its plugin's recipe, as that has them; without one, the parts come from
+    the plugins' specs, where only one part supplies the need. A source comes from the recipe too, but lies on the run's
+    own data.
 
     Args:
-        loss: the loss, which is in the run already.
-        name: the loss's name there.
+        loss: the loss.
+        name: the loss's name in the run.
         style: name of the recipe that the run itself follows; a recipe of that name is preferred, as `demo`.
         taken: sources that losses before it have brought, which are read for want of another only.
 
@@ -60,10 +61,10 @@ class PullIn:
         self.follows: dict[str, str] = {}
         self.recipe_id, self.recipe = self._best_recipe(style)
 
-    def run(self) -> None:
-        """Takes what is needed."""
+    def take_parts(self) -> None:
+        """Takes the adapters, trainers and source that are needed; the loss must be in the run by now."""
         needs = self._keys("needs", "losses", self.loss.id, {})
-        self._take_source(needs | self._take_parts(needs))
+        self._take_source(needs | self._take_suppliers(needs))
 
     def _best_recipe(self, style: str) -> tuple[str, dict[str, Any]]:
         """Of the plugin's recipes one that has the loss, then of the run's style, the default, of the loss's name."""
@@ -76,6 +77,14 @@ class PullIn:
                 named = entry.spec.name.startswith(self.loss.spec.name)
                 ranked.append(((not has, kind != style, not entry.spec.default, not named), entry.id, values))
         return min(ranked, key=lambda item: item[0])[1:] if ranked else ("", {})
+
+    def take_options(self) -> None:
+        """The loss as the recipe has it, but for its weight: the options belong to the recipe's other choices."""
+        for name, entry in section_of(self.recipe, "losses").items():
+            if _id(name, entry) == self.loss.id and (own := gathered(dict(entry or {}), LossPart)["args"]):
+                self.layers.merge({"losses": {self.readers[0]: own}}, f"recipe {self.recipe_id}, for {self.loss.id}")
+                options = ", ".join(f"{option}: {shown_value(value)}" for option, value in own.items())
+                self.notes.append(f"loss {self.readers[0]} as in recipe {self.recipe_id}: {options}")
 
     def _keys(self, what: str, section: str, name: str, entry: Any) -> frozenset[str]:
         return keys_of(self.registry, what, section, name, entry)
@@ -93,7 +102,7 @@ class PullIn:
 
     # --- adapters and trainers ----------------------------------------------------------------------------------------
 
-    def _take_parts(self, needs: frozenset[str]) -> frozenset[str]:
+    def _take_suppliers(self, needs: frozenset[str]) -> frozenset[str]:
         """Goes back from what the loss needs through what its suppliers need; returns the suppliers' needs."""
         given, chosen = self._given(), dict[tuple[str, str], tuple[dict[str, Any], str, set[str]]]()
         missing, read = set(needs - BATCH_FIELDS - given), frozenset[str]()

@@ -291,11 +291,13 @@ def _set_losses(layers: Layers, request: Request, registry: Registry, notes: lis
             layers.merge({"losses": {name: None}}, "--only-losses")
     for name, weight in wanted.items():
         if weight != 0:
-            added = name not in losses
-            layers.merge({"losses": {name: {"weight": weight}}}, "--loss")
-            if added:
+            pulled = None
+            if name not in losses:
                 pulled = PullIn(layers, registry.spec("loss", name), name, registry, style, follows)
-                pulled.run()
+                pulled.take_options()
+            layers.merge({"losses": {name: {"weight": weight}}}, "--loss")
+            if pulled is not None:
+                pulled.take_parts()
                 notes += pulled.notes
                 follows |= pulled.follows
         elif name in losses:
