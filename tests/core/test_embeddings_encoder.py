@@ -146,6 +146,9 @@ batch = ViewBatch.make(
 )
 joined = gather(Features({}), batch, {})[1]
 torch.save({"ids": joined.view_ids, "captions": joined.captions, **joined.embeddings}, folder / f"rank-{rank}.pt")
+# A process that just ends may be aborted by a thread of gloo's that still waits for the other one.
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

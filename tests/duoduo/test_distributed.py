@@ -56,6 +56,9 @@ for name in ("whole", "chunks"):
     average_gradients(trained.values())
     found[name] = {"terms": outcome.terms, "grads": {key: value.grad for key, value in trained.items()}}
 torch.save(found, folder / f"rank-{rank}-of-{ranks}.pt")
+if ranks > 1:  # a process that just ends may be aborted by a thread of gloo's that still waits for the other one
+    dist.barrier()
+    dist.destroy_process_group()
 """
 
 
