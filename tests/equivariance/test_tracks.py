@@ -243,7 +243,7 @@ def test_a_run_on_a_source_that_does_not_load_tracks_is_one_line(
     pack(reconstruction(tmp_path / "scans", 1), tmp_path / "store", options={"tracks": "true"})
     values = {
         "encoder": {"id": "core.open_clip", "model": str(tiny_clip_json), "pretrained": None, "train": "none"},
-        "data": {"pairs": {"id": "data.views", "path": str(tmp_path / "store"), "sampling": "pairs"}},
+        "data": {"pairs": {"id": "data.views", "path": str(tmp_path / "store"), "sampling": "pairs", "image_size": 32}},
         "losses": {"equivariance.smooth_ap": {"sampling": "tracks"}},
         "run": {"max_steps": 1, "accelerator": "cpu", "devices": 1},
     }

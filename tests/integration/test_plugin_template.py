@@ -22,8 +22,9 @@ EXAMPLE = ROOT / "examples/plugin-template"
 
 
 def files(folder: Path) -> dict[str, str]:
-    """All files below a folder, without what Python leaves there."""
-    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    """All files below a folder, without what Python and ruff leave there."""
+    left = {"__pycache__", ".ruff_cache"}
+    found = (path for path in folder.rglob("*") if path.is_file() and left.isdisjoint(path.parts))
     return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in found}
 
 
