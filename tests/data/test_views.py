@@ -154,6 +154,18 @@ def test_the_cache_reads_each_view_once(store: Path, monkeypatch: pytest.MonkeyP
     assert sorted(read) == list(range(OBJECTS * VIEWS))
 
 
+def test_the_cache_draws_the_same_captions_and_reads_them_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, cached = (Views(path=str(store), cache=cache, captions="random") for cache in ("none", "memory"))
+    read: list[int] = []
+    captions = cached.store.captions
+    monkeypatch.setattr(cached.store, "captions", lambda number: read.append(number) or captions(number))
+    for seed in range(4):
+        for i in range(len(plain)):
+            one, other = (each.load(i, each.views_of(i), np.random.default_rng(seed)) for each in (plain, cached))
+            assert_equal(one, other)
+    assert sorted(read) == list(range(OBJECTS))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_workers_give_the_same_augmented_pixels(store: Path, cache: str) -> None:

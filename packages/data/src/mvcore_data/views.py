@@ -53,6 +53,7 @@ class Views:
         self._check_maps()
         self._stored = {name: EmbeddingCache(self.store, tag) for name, tag in self.options.tags.items()}
         self._written = self._captions_from(self.options.captions_from)
+        self._captions_kept: dict[int, tuple[tuple[str, ...], range]] = {}
         self.provides = self._provided()
         self._cache: ImageCache | None = None
         if self.options.cache == "memory":
@@ -219,13 +220,18 @@ class Views:
         }
         return fields, np.array(places, np.int64)
 
-    def _object_captions(self, number: int) -> tuple[list[str], range]:
+    def _object_captions(self, number: int) -> tuple[Sequence[str], range]:
         """An object's own captions and their places among the store's."""
         if self._written is not None:
-            return [], range(0)
-        return self.store.captions(number), self.store.caption_rows(number)
+            return (), range(0)
+        found = self._captions_kept.get(number)
+        if found is None:
+            found = tuple(self.store.captions(number)), self.store.caption_rows(number)
+            if self.options.cache == "memory":
+                self._captions_kept[number] = found
+        return found
 
-    def _view_captions(self, view: int) -> tuple[list[str], range]:
+    def _view_captions(self, view: int) -> tuple[Sequence[str], range]:
         if self._written is not None:
             return self._written.of_view(view), range(1)  # their places are not asked for: options exclude vectors
         return self.store.view_captions(view), self.store.view_caption_rows(view)
