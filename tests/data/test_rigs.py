@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mvcore.api import ConfigError
 from mvcore_data import viewpoints
@@ -49,11 +49,14 @@ def test_positive_azimuth_turns_towards_x_and_the_picture_is_not_mirrored() -> N
 
 
 @given(st.tuples(*[st.floats(-5, 5)] * 3), st.tuples(*[st.floats(-1, 1)] * 3))
+@example((0.0, 0.0, 0.0), (2.0**-23, 1.0, 0.0))  # all but straight above
 def test_look_at_puts_the_target_on_the_axis(position: tuple[float, ...], target: tuple[float, ...]) -> None:
     eye, aim = np.array(position), np.array(target)
     if np.linalg.norm(aim - eye) < 1e-3:
         return
-    seen = look_at(eye, aim) @ [*aim, 1]
+    matrix = look_at(eye, aim)
+    np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-12)
+    seen = matrix @ [*aim, 1]
     np.testing.assert_allclose(seen[:3], np.array([0, 0, np.linalg.norm(aim - eye)]), atol=1e-9)
 
 

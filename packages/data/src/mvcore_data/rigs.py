@@ -91,7 +91,7 @@ def look_at(position: FloatArray, target: FloatArray | None = None) -> FloatArra
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, [0.0, 1.0, 0.0])
     if np.linalg.norm(right) < 1e-6:  # straight above or below: keep the picture's right on +X
-        right = np.array([1.0, 0.0, 0.0])
+        right = np.array([1.0, 0.0, 0.0]) - forward[0] * forward
     right = right / np.linalg.norm(right)
     rotation = np.stack([right, np.cross(forward, right), forward])
     matrix = np.eye(4)
